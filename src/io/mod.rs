@@ -1,0 +1,12 @@
+//! Every syscall and every unsafe line.
+pub mod batch;
+pub mod control_socket;
+pub mod files;
+pub mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod signals;
+pub mod store;
+pub mod tap;
+pub mod tcp;
+pub mod udp;

@@ -1,0 +1,1 @@
+//! Published read-only views.
