@@ -1,1 +1,130 @@
-//!
+//! The 16 bytes every datagram begins with, and their form in DATA and CTRL.
+
+use crate::counters::DropReason;
+use crate::ids::SessionIndex;
+
+/// Bytes of the common header.
+pub const HEADER_LEN: usize = 16;
+/// Bytes of an authentication tag of either suite.
+pub const TAG_LEN: usize = 16;
+/// What sealing adds to a frame, padding apart.
+pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
+/// The protocol version in handshakes.
+pub const VERSION: u8 = 1;
+
+/// What a datagram is, by its first byte. EC to EF are reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Data = 0xe0,
+    Ctrl = 0xe1,
+    Agg = 0xe2,
+    Frag = 0xe3,
+    Init = 0xe4,
+    Resp = 0xe5,
+    Cookie = 0xe6,
+    Hint = 0xe7,
+    Relay = 0xe8,
+    Enrol1 = 0xe9,
+    Enrol2 = 0xea,
+    Enrol3 = 0xeb,
+}
+
+impl Kind {
+    /// The kind of a datagram; `None` for an empty one and for bytes of other protocols.
+    pub fn of(datagram: &[u8]) -> Option<Self> {
+        Some(match datagram.first()? {
+            0xe0 => Self::Data,
+            0xe1 => Self::Ctrl,
+            0xe2 => Self::Agg,
+            0xe3 => Self::Frag,
+            0xe4 => Self::Init,
+            0xe5 => Self::Resp,
+            0xe6 => Self::Cookie,
+            0xe7 => Self::Hint,
+            0xe8 => Self::Relay,
+            0xe9 => Self::Enrol1,
+            0xea => Self::Enrol2,
+            0xeb => Self::Enrol3,
+            _ => return None,
+        })
+    }
+}
+
+/// The header of a sealed datagram (DATA or CTRL).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealedHeader {
+    pub kind: Kind,
+    /// Zero bytes after the plaintext, 0 to 15.
+    pub padding: u8,
+    pub receiver: SessionIndex,
+    pub counter: u64,
+}
+
+impl SealedHeader {
+    /// Reads the header of a DATA or CTRL datagram that is long enough to hold a tag.
+    pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
+        let kind = match Kind::of(datagram) {
+            Some(kind @ (Kind::Data | Kind::Ctrl)) => kind,
+            _ => return Err(DropReason::Malformed),
+        };
+        let sealed = datagram.len().checked_sub(OVERHEAD).ok_or(DropReason::Malformed)?;
+        let padding = datagram[1];
+        if padding > 15 || datagram[2] != 0 || datagram[3] != 0 || usize::from(padding) > sealed {
+            return Err(DropReason::Malformed);
+        }
+        Ok(Self { kind, padding, receiver: SessionIndex(u32_at(datagram, 4)), counter: u64_at(datagram, 8) })
+    }
+
+    /// The header's bytes, which are also the associated data of the seal.
+    pub fn to_bytes(self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[0] = self.kind as u8;
+        bytes[1] = self.padding;
+        bytes[4..8].copy_from_slice(&self.receiver.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.counter.to_le_bytes());
+        bytes
+    }
+}
+
+/// The little-endian number at `offset`; the caller has checked the length.
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(bytes[offset..offset + 4].try_into().expect("four bytes were sliced"))
+}
+
+/// The little-endian number at `offset`; the caller has checked the length.
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(bytes[offset..offset + 8].try_into().expect("eight bytes were sliced"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_reads_back_as_written() {
+        let header =
+            SealedHeader { kind: Kind::Data, padding: 5, receiver: SessionIndex(0x0102_0304), counter: 0x1122 };
+        let mut datagram = header.to_bytes().to_vec();
+        assert_eq!(&datagram[..], &[0xe0, 5, 0, 0, 4, 3, 2, 1, 0x22, 0x11, 0, 0, 0, 0, 0, 0]);
+        datagram.resize(OVERHEAD + 16, 0);
+        assert_eq!(SealedHeader::parse(&datagram), Ok(header));
+    }
+
+    #[test]
+    fn reserved_bits_and_impossible_lengths_are_refused() {
+        let good = {
+            let mut bytes = vec![0; OVERHEAD];
+            bytes[0] = 0xe1;
+            bytes
+        };
+        assert!(SealedHeader::parse(&good).is_ok(), "an empty CTRL is a keepalive");
+        for (offset, value) in [(0, 0xe4), (0, 0x45), (1, 0x10), (1, 1), (2, 1), (3, 1)] {
+            let mut bad = good.clone();
+            bad[offset] = value;
+            assert_eq!(SealedHeader::parse(&bad), Err(DropReason::Malformed), "byte {offset} = {value:#x}");
+        }
+        assert_eq!(SealedHeader::parse(&good[..31]), Err(DropReason::Malformed));
+        assert_eq!(SealedHeader::parse(&[]), Err(DropReason::Malformed));
+    }
+}

@@ -1,4 +1,27 @@
-//! Bytes to values and back.
+//! Bytes to values and back: no state, no time, no randomness, no I/O.
+//!
+//! Every datagram of the native protocol is little-endian, starts with the same 16-byte header, and is told by its
+//! first byte alone (which cannot be STUN, DTLS, RTP or WireGuard):
+//!
+//! ```text
+//!  0        1        2        3        4                        8                                              16
+//! +--------+--------+--------+--------+------------------------+-----------------------------------------------+
+//! | type   | pad or | suites | 0      | receiver index         | counter, network tag, token id                |
+//! |        | version|        |        | (sender's in E4, E5)   | or channel token                              |
+//! +--------+--------+--------+--------+------------------------+-----------------------------------------------+
+//! E0 DATA   header, sealed [frame][0 to 15 zero bytes], tag 16
+//! E1 CTRL   header, sealed list of {kind, flags, length, body}, tag 16
+//! E4 INIT   header, Noise message 1 (288), MAC1, MAC2                     336 bytes
+//! E5 RESP   header, Noise message 2 (240), MAC1, MAC2                     288 bytes
+//! E6 COOKIE header, nonce 24, sealed cookie 32                             72 bytes
+//! E7 HINT   header only: "I have no such session"                          16 bytes
+//! E8 RELAY  header with a channel token, then one whole inner datagram
+//! E9-EB     first contact with a token (Noise XXpsk3)                336, 208, 304 bytes
+//! ```
+//!
+//! Decoders answer [`DropReason`](crate::counters::DropReason) and never allocate on the data path; nothing from the
+//! network makes them panic.
+
 pub mod cert;
 pub mod control;
 pub mod ethernet;
