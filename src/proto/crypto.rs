@@ -47,11 +47,6 @@ pub fn enrol_mac1_key(fingerprint: &[u8; 16]) -> [u8; 32] {
     blake2s(&[b"eps1 mac1 enrol", fingerprint])
 }
 
-/// What a join line says of the server's key: the first 16 bytes of BLAKE2s("eps1 server" ‖ key).
-pub fn server_fingerprint(key: &PublicKey) -> [u8; 16] {
-    blake2s(&[b"eps1 server", &key.0])[..16].try_into().expect("a hash has 32 bytes")
-}
-
 /// The Noise PSK of a pair: derived from the network's pre-shared key and both node keys; zero without one.
 pub fn pair_psk(network_psk: &[u8; 32], one: &PublicKey, other: &PublicKey) -> Secret32 {
     if network_psk.iter().all(|byte| *byte == 0) {

@@ -445,15 +445,9 @@ mod tests {
         for (theirs, fits) in [([4; 32], true), ([5; 32], false)] {
             let (mut initiator, message) =
                 XxInitiator::start(&client, &Zeroizing::new([4; 32]), &header, &mut rng).expect("starts");
-            let (mut responder, answer) = XxResponder::respond(
-                &server,
-                &Zeroizing::new(theirs),
-                &header,
-                &message,
-                &[6; WELCOME_LEN],
-                &mut rng,
-            )
-            .expect("answers whatever the token");
+            let (mut responder, answer) =
+                XxResponder::respond(&server, &Zeroizing::new(theirs), &header, &message, &[6; WELCOME_LEN], &mut rng)
+                    .expect("answers whatever the token");
             assert_eq!(initiator.read(&answer), Ok((server.public, [6; WELCOME_LEN])));
             let (last, clients) = initiator.finish(&[7; PAYLOAD_LEN]).expect("finishes");
             let result = responder.finish(&last);
