@@ -703,7 +703,7 @@ pub(crate) mod tests {
         assert_eq!(neighbour.link_addresses().collect::<Vec<_>>(), [Some(B)]);
         // A message that holds its own checksum sums to zero.
         assert_eq!(icmpv6_checksum(ip.src(), ip.dst(), ip.payload()), 0);
-        assert_eq!(ip.payload()[..8], hex("8800 a2c9 60000000")[..]);
+        assert_eq!(ip.payload()[..8], hex("8800 1c91 60000000")[..]);
 
         for (hop_limit, src) in [(254, "fd00::1"), (255, "::")] {
             let mut request = hex("3333ff000002 02000000000a 86dd");
