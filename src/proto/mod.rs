@@ -1,6 +1,7 @@
 //! Sans-IO state machines.
 pub mod backoff;
 pub mod cookie;
+pub mod changes;
 pub mod coordinator;
 pub mod crypto;
 pub mod fdb;
