@@ -125,4 +125,4 @@ pub(crate) fn millis_since(epoch: Instant, now: Instant) -> u64 {
 }
 
 /// How old a last-seen mark has to be to be moved.
-pub(crate) const MARK_EVERY_MS: u64 = 1_000;
+const MARK_EVERY_MS: u64 = 1_000;

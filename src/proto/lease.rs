@@ -448,7 +448,7 @@ const NAME_RULE: &str = "use 1 to 63 letters, digits, `-`, `_` and `.`, and begi
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeSet, VecDeque};
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use rand::SeedableRng;
     use rand::rngs::StdRng;
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_thousand_grants_take_well_under_a_second() {
+    fn a_hundred_thousand_grants_need_no_scan() {
         for (network, order) in
             [("10.0.0.0/8", Order::Random), ("10.0.0.0/8", Order::Sequential), ("10.0.0.0/15", Order::Random)]
         {
@@ -545,7 +545,10 @@ mod tests {
             for (n, name) in (0u32..).zip(&names) {
                 pool.grant(key(n), name, &mut rng).expect("there is room");
             }
-            println!("100,000 grants in {network}, {order:?}: {:?}", start.elapsed());
+            let took = start.elapsed();
+            println!("100,000 grants in {network}, {order:?}: {took:?}");
+            // A quarter of a second when idle; a scan would take minutes.
+            assert!(took < Duration::from_secs(5), "{took:?}");
         }
     }
 

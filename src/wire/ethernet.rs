@@ -501,7 +501,8 @@ pub(crate) mod tests {
 
     #[test]
     fn headers_and_tags_parse_as_the_table_says() {
-        let table: &[(&str, Result<(u16, u16, usize), DropReason>)] = &[
+        type Found = Result<(u16, u16, usize), DropReason>;
+        let table: &[(&str, Found)] = &[
             ("", Err(DropReason::Runt)),
             ("ffffffffffff 02000000000a 08", Err(DropReason::Runt)),
             ("ffffffffffff 02000000000a 0800", Ok((0, 0x0800, 0))),
@@ -603,7 +604,8 @@ pub(crate) mod tests {
 
     #[test]
     fn ipv6_extension_headers_lead_to_the_protocol() {
-        let table: &[(u8, &str, Option<(u8, Fragment, usize)>)] = &[
+        type Found = Option<(u8, Fragment, usize)>;
+        let table: &[(u8, &str, Found)] = &[
             (58, "87", Some((58, Fragment::Whole, 1))),
             (58, "", Some((58, Fragment::Whole, 0))),
             (59, "", Some((59, Fragment::Whole, 0))),
