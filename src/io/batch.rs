@@ -1,1 +1,307 @@
+//! The buffers of the data path: datagrams waiting to be sent, and the frame being read.
 //!
+//! A [`SendBatch`] is filled by reserve and commit, so that a frame is sealed right where the kernel will read it,
+//! and handed over as runs that each fit one GSO send. Nothing here allocates once its buffers have grown to the size
+//! of a burst.
+
+use crate::ids::Endpoint;
+
+/// The most bytes one GSO send may hold: the largest UDP payload over IPv4.
+pub const MAX_RUN_BYTES: usize = 65_507;
+
+/// Outgoing datagrams, in order, joined to runs for GSO.
+///
+/// Datagrams to one endpoint that follow each other and have one length form a run; the last of a run may be
+/// shorter. Order is kept, per endpoint and altogether.
+#[derive(Debug)]
+pub struct SendBatch {
+    /// Grows to the largest burst; beyond `used` it holds leftovers.
+    bytes: Vec<u8>,
+    used: usize,
+    reserved: usize,
+    runs: Vec<Run>,
+    max_segments: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    endpoint: Endpoint,
+    start: usize,
+    len: usize,
+    /// Length of every datagram but perhaps the last.
+    segment: usize,
+    count: usize,
+}
+
+impl SendBatch {
+    /// An empty batch whose runs have at most `max_segments` datagrams, as the uplink's
+    /// [`max_gso_segments`](super::udp::UdpUplink::max_gso_segments) says; at least 1.
+    pub fn new(max_segments: usize) -> Self {
+        Self {
+            bytes: vec![0; INITIAL_BYTES],
+            used: 0,
+            reserved: 0,
+            runs: Vec::with_capacity(INITIAL_RUNS),
+            max_segments: max_segments.max(1),
+        }
+    }
+
+    /// Changes the limit for runs begun from here on.
+    pub fn set_max_segments(&mut self, max_segments: usize) {
+        self.max_segments = max_segments.max(1);
+    }
+
+    /// Space for a datagram of `len` bytes, at most 65,507, holding leftovers. It counts once it is committed; to
+    /// reserve again instead abandons it.
+    pub fn reserve(&mut self, len: usize) -> &mut [u8] {
+        debug_assert!(len <= MAX_RUN_BYTES, "no UDP datagram has {len} bytes");
+        let end = self.used + len;
+        if self.bytes.len() < end {
+            self.bytes.resize(end.next_multiple_of(INITIAL_BYTES), 0);
+        }
+        self.reserved = len;
+        &mut self.bytes[self.used..end]
+    }
+
+    /// Adds the first `len` bytes of the space reserved last as one datagram to `endpoint`.
+    pub fn commit(&mut self, endpoint: Endpoint, len: usize) {
+        assert!(len <= self.reserved, "committed {len} bytes of {} reserved", self.reserved);
+        self.reserved = 0;
+        let start = self.used;
+        self.used += len;
+        if let Some(run) = self.runs.last_mut()
+            && run.takes(endpoint, len, self.max_segments)
+        {
+            run.len += len;
+            run.count += 1;
+            return;
+        }
+        self.runs.push(Run { endpoint, start, len, segment: len, count: 1 });
+    }
+
+    /// Adds a copy of `datagram`.
+    pub fn push(&mut self, endpoint: Endpoint, datagram: &[u8]) {
+        self.reserve(datagram.len()).copy_from_slice(datagram);
+        self.commit(endpoint, datagram.len());
+    }
+
+    /// Hands over each run in order, as endpoint, bytes and, where the run has several datagrams, their length; and
+    /// forgets them.
+    pub fn flush(&mut self, mut send: impl FnMut(Endpoint, &[u8], Option<usize>)) {
+        for run in &self.runs {
+            send(run.endpoint, &self.bytes[run.start..run.start + run.len], (run.count > 1).then_some(run.segment));
+        }
+        self.clear();
+    }
+
+    /// Forgets all datagrams.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.used = 0;
+        self.reserved = 0;
+    }
+
+    /// Whether nothing is committed.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Bytes committed; the owner flushes when they are enough, for the batch itself has no limit.
+    pub fn bytes(&self) -> usize {
+        self.used
+    }
+
+    /// Datagrams committed.
+    pub fn datagrams(&self) -> usize {
+        self.runs.iter().map(|run| run.count).sum()
+    }
+}
+
+impl Run {
+    fn takes(&self, endpoint: Endpoint, len: usize, max_segments: usize) -> bool {
+        // A shorter datagram ends a run, and an empty one is no segment.
+        let is_open = self.len == self.segment * self.count;
+        is_open
+            && self.endpoint == endpoint
+            && (1..=self.segment).contains(&len)
+            && self.count < max_segments
+            && self.len + len <= MAX_RUN_BYTES
+    }
+}
+
+/// Two full super-frames; a burst beyond grows the buffer once.
+const INITIAL_BYTES: usize = 128 * 1024;
+const INITIAL_RUNS: usize = 256;
+
+/// One frame as read from the TAP, in a buffer that is used again and again.
+///
+/// There is room for a super-frame with its virtio-net header, and [`FrameBuf::HEADROOM`] before it, so that a header
+/// can be put in front without moving the frame.
+#[derive(Debug)]
+pub struct FrameBuf {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl FrameBuf {
+    /// Bytes free before a frame.
+    pub const HEADROOM: usize = 64;
+    /// Bytes a read may fill: a 64 KiB super-frame, Ethernet and VLAN headers, the virtio-net header.
+    pub const CAPACITY: usize = 65_536 + 22 + super::tap::VNET_HEADER_LEN;
+    /// Bytes free behind the longest frame, for an authentication tag.
+    pub const TAILROOM: usize = 64;
+
+    /// An empty buffer.
+    pub fn new() -> Self {
+        let bytes = vec![0; Self::HEADROOM + Self::CAPACITY + Self::TAILROOM].into_boxed_slice();
+        Self { bytes, start: Self::HEADROOM, end: Self::HEADROOM }
+    }
+
+    /// The space to read into; afterwards [`Self::set_len`] says how much was read. Forgets the frame held.
+    pub fn space(&mut self) -> &mut [u8] {
+        self.start = Self::HEADROOM;
+        self.end = Self::HEADROOM;
+        &mut self.bytes[Self::HEADROOM..Self::HEADROOM + Self::CAPACITY]
+    }
+
+    /// The frame is the first `len` bytes of the space.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= Self::CAPACITY, "a frame of {len} bytes");
+        self.start = Self::HEADROOM;
+        self.end = Self::HEADROOM + len;
+    }
+
+    /// The frame.
+    pub fn frame(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// The frame, to be changed in place.
+    pub fn frame_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.end]
+    }
+
+    /// Makes the frame `count` bytes longer at its front and returns those bytes, which hold leftovers.
+    ///
+    /// Panics when the headroom is used up.
+    pub fn prepend(&mut self, count: usize) -> &mut [u8] {
+        self.start = self.start.checked_sub(count).expect("no header is longer than the headroom");
+        &mut self.bytes[self.start..self.start + count]
+    }
+
+    /// Takes `count` bytes off the front of the frame.
+    ///
+    /// Panics when it has fewer.
+    pub fn strip(&mut self, count: usize) {
+        assert!(count <= self.end - self.start, "stripped {count} bytes of a shorter frame");
+        self.start += count;
+    }
+}
+
+impl Default for FrameBuf {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn endpoint(number: u8) -> Endpoint {
+        Endpoint::udp(([192, 0, 2, number], 43439).into())
+    }
+
+    fn flushed(batch: &mut SendBatch) -> Vec<(Endpoint, Vec<u8>, Option<usize>)> {
+        let mut runs = Vec::new();
+        batch.flush(|endpoint, bytes, segment| runs.push((endpoint, bytes.to_vec(), segment)));
+        runs
+    }
+
+    fn datagrams(bytes: &[u8], segment: Option<usize>) -> Vec<Vec<u8>> {
+        segment.map_or_else(|| vec![bytes.to_vec()], |size| bytes.chunks(size).map(<[u8]>::to_vec).collect())
+    }
+
+    #[test]
+    fn equal_datagrams_to_one_endpoint_are_one_run_that_a_shorter_one_ends() {
+        let mut batch = SendBatch::new(64);
+        for len in [100, 100, 40, 40] {
+            batch.push(endpoint(1), &vec![0; len]);
+        }
+        batch.push(endpoint(2), &[0; 40]);
+        assert_eq!((batch.datagrams(), batch.bytes()), (5, 320));
+
+        let runs = flushed(&mut batch);
+        let shape: Vec<_> = runs.iter().map(|(to, bytes, segment)| (*to, bytes.len(), *segment)).collect();
+        assert_eq!(shape, [(endpoint(1), 240, Some(100)), (endpoint(1), 40, None), (endpoint(2), 40, None)]);
+        assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn a_reserved_datagram_that_is_not_committed_is_not_sent() {
+        let mut batch = SendBatch::new(64);
+        batch.reserve(9).fill(9);
+        batch.reserve(5).fill(5);
+        batch.commit(endpoint(1), 4);
+        assert_eq!(flushed(&mut batch), [(endpoint(1), vec![5; 4], None)]);
+    }
+
+    #[test]
+    fn a_warm_batch_does_not_allocate() {
+        let mut batch = SendBatch::new(64);
+        let fill = |batch: &mut SendBatch| (0..500).for_each(|i| batch.push(endpoint(i as u8 % 3), &[0; 1400]));
+        fill(&mut batch);
+        batch.clear();
+        let before = (batch.bytes.as_ptr(), batch.bytes.capacity(), batch.runs.as_ptr(), batch.runs.capacity());
+        for _ in 0..10 {
+            fill(&mut batch);
+            batch.clear();
+        }
+        let after = (batch.bytes.as_ptr(), batch.bytes.capacity(), batch.runs.as_ptr(), batch.runs.capacity());
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn a_header_goes_in_front_of_a_frame_without_moving_it() {
+        let mut buffer = FrameBuf::new();
+        buffer.space()[..5].copy_from_slice(b"frame");
+        buffer.set_len(5);
+        buffer.prepend(4).copy_from_slice(b"head");
+        assert_eq!(buffer.frame(), b"headframe");
+        buffer.strip(4);
+        assert_eq!(buffer.frame_mut(), b"frame");
+    }
+
+    proptest! {
+        #[test]
+        fn flushed_runs_split_into_what_was_committed(
+            sent in prop::collection::vec((0u8..3, prop_oneof![4 => 0usize..4, 4 => Just(1400), 1 => 0usize..=65_507]), 0..120),
+            max_segments in 0usize..70,
+        ) {
+            let mut batch = SendBatch::new(max_segments);
+            let mut expected: BTreeMap<u8, Vec<Vec<u8>>> = BTreeMap::new();
+            for (serial, (number, len)) in sent.iter().enumerate() {
+                let datagram = vec![serial as u8; *len];
+                batch.reserve(*len).copy_from_slice(&datagram);
+                batch.commit(endpoint(*number), *len);
+                expected.entry(*number).or_default().push(datagram);
+            }
+            prop_assert_eq!(batch.datagrams(), sent.len());
+
+            let mut got: BTreeMap<u8, Vec<Vec<u8>>> = BTreeMap::new();
+            for (to, bytes, segment) in flushed(&mut batch) {
+                let split = datagrams(&bytes, segment);
+                prop_assert!(bytes.len() <= MAX_RUN_BYTES);
+                prop_assert!(split.len() <= max_segments.max(1));
+                prop_assert!(segment.is_none_or(|size| size > 0 && size < bytes.len()));
+                let number = (0..3).find(|number| endpoint(*number) == to).expect("an endpoint we sent to");
+                got.entry(number).or_default().extend(split);
+            }
+            prop_assert_eq!(got, expected);
+            prop_assert!(batch.is_empty());
+        }
+    }
+}

@@ -1,1 +1,424 @@
+//! A UDP socket of the underlay: batches out by GSO, batches in by `recvmmsg` and GRO.
 //!
+//! Nothing here waits except [`UdpUplink::readable`] and [`UdpUplink::writable`]; nothing here knows what a datagram
+//! means. Errors that the network sent back about an earlier datagram (ICMP) never end a socket.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use async_io::Async;
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::ids::UplinkId;
+
+/// A bound UDP socket. All methods take `&self`: one task reads, anyone sends.
+#[derive(Debug)]
+pub struct UdpUplink {
+    id: UplinkId,
+    local_addr: SocketAddr,
+    socket: Async<UdpSocket>,
+    state: UdpSocketState,
+    /// Our own copy of the limit, since quinn-udp also lowers its own for errors that concern one destination.
+    gso_segments: AtomicUsize,
+}
+
+/// Why a UDP socket could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error(
+        "UDP port {} on {} is in use by another program; end it, or choose another port",
+        addr.port(),
+        addr.ip()
+    )]
+    PortInUse { addr: SocketAddr },
+    #[error("not permitted to bind UDP {addr}; choose a port above 1023, or run as root")]
+    NotPermitted { addr: SocketAddr, source: io::Error },
+    #[error("{} is no address of this machine; bind one of its addresses, or the unspecified address", addr.ip())]
+    NotOurAddress { addr: SocketAddr },
+    #[error("this machine has no {}", if addr.is_ipv4() { "IPv4" } else { "IPv6" })]
+    NoFamily { addr: SocketAddr },
+    #[error("binding UDP {addr} failed at {call}: {source}")]
+    Other { addr: SocketAddr, call: &'static str, source: io::Error },
+}
+
+impl UdpUplink {
+    /// Binds `addr` and asks for socket buffers of `buffer_bytes` in each direction (the kernel may give less).
+    ///
+    /// An IPv6 socket takes IPv6 only; IPv4 has a socket of its own.
+    pub fn bind(id: UplinkId, addr: SocketAddr, buffer_bytes: usize) -> Result<Self, BindError> {
+        let failed = |call| {
+            move |source: io::Error| match source.raw_os_error() {
+                Some(libc::EADDRINUSE) => BindError::PortInUse { addr },
+                Some(libc::EACCES | libc::EPERM) => BindError::NotPermitted { addr, source },
+                Some(libc::EADDRNOTAVAIL) => BindError::NotOurAddress { addr },
+                Some(libc::EAFNOSUPPORT) => BindError::NoFamily { addr },
+                _ => BindError::Other { addr, call, source },
+            }
+        };
+        // No SO_REUSEADDR: with it, two programs would share a UDP port in silence.
+        let socket =
+            Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP)).map_err(failed("socket"))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true).map_err(failed("IPV6_V6ONLY"))?;
+        }
+        socket.bind(&addr.into()).map_err(failed("bind"))?;
+        grow_buffers(&socket, buffer_bytes);
+
+        let socket = UdpSocket::from(socket);
+        let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(failed("setsockopt"))?;
+        allow_fragments(&socket, addr).map_err(failed("IP_MTU_DISCOVER"))?;
+        let local_addr = socket.local_addr().map_err(failed("getsockname"))?;
+        let socket = Async::new(socket).map_err(failed("epoll_ctl"))?;
+        let gso_segments = AtomicUsize::new(state.max_gso_segments());
+        Ok(Self { id, local_addr, socket, state, gso_segments })
+    }
+
+    /// The number datagrams to and from this socket are known by.
+    pub fn id(&self) -> UplinkId {
+        self.id
+    }
+
+    /// The bound address, with the port the kernel chose if 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// How many segments one [`Self::send`] may hold; 1 where the kernel or the device has no GSO. It may fall.
+    pub fn max_gso_segments(&self) -> usize {
+        self.gso_segments.load(Relaxed)
+    }
+
+    /// Waits until [`Self::try_recv`] may find datagrams. Safe to drop.
+    ///
+    /// It costs a round through the reactor, so receive until `WouldBlock` first.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Waits until the send buffer has room again. Safe to drop.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.socket.writable().await
+    }
+
+    /// Receives what is there, up to the size of `batch`, in one call; returns the number of datagrams.
+    ///
+    /// What `batch` held before is gone, also on error. `WouldBlock` when there is nothing.
+    pub fn try_recv(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+        batch.filled = 0;
+        let RecvBatch { bytes, metas, filled } = batch;
+        let mut slots = bytes.chunks_exact_mut(SLOT_BYTES);
+        let mut slots: [IoSliceMut<'_>; SLOTS] =
+            std::array::from_fn(|_| IoSliceMut::new(slots.next().expect("the buffer has SLOTS slots")));
+        for _ in 0..MAX_STALE_ERRORS {
+            match self.state.recv(UdpSockRef::from(self.socket.get_ref()), &mut slots, &mut metas[..]) {
+                Ok(count) => {
+                    *filled = count;
+                    return Ok(batch.datagrams());
+                }
+                // It belongs to a datagram sent earlier, and reading it has cleared it.
+                Err(error) if is_about_an_earlier_datagram(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Sends `bytes` to `to`: one datagram, or with `segment_size` as many datagrams of that size (the last may be
+    /// shorter) as `bytes` holds, at most [`Self::max_gso_segments`] and 65,507 bytes in all.
+    ///
+    /// `WouldBlock` when the send buffer is full; nothing, or with GSO out of order only a first part, was sent then.
+    /// Other errors concern this destination. A datagram larger than the path's MTU is cut by IP fragmentation.
+    pub fn send(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+        let segment_size = segment_size.filter(|size| (1..bytes.len()).contains(size));
+        let Some(size) = segment_size else { return self.send_one(to, bytes, None) };
+        if self.max_gso_segments() > 1 {
+            let Err(error) = self.send_one(to, bytes, segment_size) else { return Ok(()) };
+            match error.raw_os_error() {
+                // The device cannot do it (EIO: no checksum offload); some kernels say EINVAL.
+                Some(libc::EIO | libc::EINVAL) => {
+                    log::info!("{:?}: {error} on a segmented send; sending datagrams one by one from here on", self.id);
+                    self.gso_segments.store(1, Relaxed);
+                }
+                // A segment is larger than the MTU towards this destination. GSO does not fragment; plain sends do.
+                Some(libc::EMSGSIZE) => {}
+                _ => return Err(error),
+            }
+        }
+        bytes.chunks(size).try_for_each(|segment| self.send_one(to, segment, None))
+    }
+
+    fn send_one(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+        let transmit = Transmit { destination: to, ecn: None, contents: bytes, segment_size, src_ip: None };
+        let attempt = || self.state.try_send(UdpSockRef::from(self.socket.get_ref()), &transmit);
+        match attempt() {
+            // The kernel reports it once, on whichever call comes next, and did not send this datagram.
+            Err(error) if is_about_an_earlier_datagram(&error) => attempt(),
+            result => result,
+        }
+    }
+}
+
+/// ICMP answers to something sent before. Some of them may also be this datagram's own (no route), so a sender
+/// tries once more and then believes it.
+fn is_about_an_earlier_datagram(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNREFUSED
+                | libc::ECONNRESET
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENOPROTOOPT
+                | libc::EPROTO
+        )
+    )
+}
+
+/// Bursts of 64 KiB overrun the default buffers (200 KiB), so ask for the size past the system's limit where allowed,
+/// and for as much as the limit gives otherwise. Too small a buffer costs speed, so failing is no error.
+fn grow_buffers(socket: &Socket, bytes: usize) {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+        if set_option(socket, libc::SOL_SOCKET, force, bytes).is_err()
+            && let Err(error) = set_option(socket, libc::SOL_SOCKET, plain, bytes)
+        {
+            log::debug!("socket buffer of {bytes} bytes refused: {error}");
+        }
+    }
+}
+
+/// Takes back the "don't fragment" that quinn-udp sets for QUIC. An Ethernet frame of full size does not fit one
+/// datagram once it is wrapped, and the overlay promises its MTU, so IP must be free to cut it.
+fn allow_fragments(socket: &UdpSocket, addr: SocketAddr) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    if addr.is_ipv6() {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
+    }
+    Ok(())
+}
+
+fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value is one int, and its length is given.
+    match unsafe { libc::setsockopt(fd, level, option, std::ptr::from_ref(&value).cast(), length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Datagrams received in one call; reused from call to call. Takes 1 MiB.
+pub struct RecvBatch {
+    bytes: Box<[u8]>,
+    metas: Box<[RecvMeta; SLOTS]>,
+    filled: usize,
+}
+
+/// One slot holds one datagram, or a train of equal ones from one sender that GRO has joined.
+const SLOTS: usize = 16;
+const SLOT_BYTES: usize = 65_536;
+
+/// How many stale ICMP errors one receive call skips before it gives way.
+const MAX_STALE_ERRORS: usize = 16;
+
+impl RecvBatch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self {
+            bytes: vec![0; SLOTS * SLOT_BYTES].into_boxed_slice(),
+            metas: Box::new([RecvMeta::default(); SLOTS]),
+            filled: 0,
+        }
+    }
+
+    /// The number of datagrams held.
+    pub fn datagrams(&self) -> usize {
+        self.metas[..self.filled].iter().map(|meta| meta.len.div_ceil(meta.stride.max(1)).max(1)).sum()
+    }
+
+    /// The number of bytes held.
+    pub fn bytes(&self) -> usize {
+        self.metas[..self.filled].iter().map(|meta| meta.len).sum()
+    }
+
+    /// Hands over each datagram, its sender and the local address it came to, in order of arrival.
+    ///
+    /// The bytes may be changed in place. IPv4-mapped addresses come as IPv4.
+    pub fn for_each(&mut self, mut handle: impl FnMut(&mut [u8], SocketAddr, Option<IpAddr>)) {
+        for (slot, meta) in self.bytes.chunks_exact_mut(SLOT_BYTES).zip(&self.metas[..self.filled]) {
+            let from = canonical(meta.addr);
+            let local = meta.dst_ip.map(|ip| ip.to_canonical());
+            if meta.len == 0 {
+                handle(&mut [], from, local);
+                continue;
+            }
+            for datagram in slot[..meta.len].chunks_mut(meta.stride.max(1)) {
+                handle(datagram, from, local);
+            }
+        }
+    }
+}
+
+impl Default for RecvBatch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for RecvBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RecvBatch").field("datagrams", &self.datagrams()).field("bytes", &self.bytes()).finish()
+    }
+}
+
+/// One spelling for each address, so that equal senders compare equal: IPv4-mapped as IPv4, no flow label. The scope
+/// of a link-local address stays, it is needed to answer.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    let mut addr = addr;
+    if let SocketAddr::V6(v6) = &mut addr {
+        v6.set_flowinfo(0);
+    }
+    match addr.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, addr.port()),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const BUFFER: usize = 1 << 20;
+
+    fn uplink(addr: &str) -> UdpUplink {
+        UdpUplink::bind(UplinkId::UDP4, addr.parse().expect("an address"), BUFFER).expect("a socket")
+    }
+
+    /// Receives `count` datagrams, or what came within two seconds.
+    fn receive(uplink: &UdpUplink, count: usize) -> Vec<(Vec<u8>, SocketAddr, Option<IpAddr>)> {
+        let mut batch = RecvBatch::new();
+        let mut received = Vec::new();
+        let all = async {
+            while received.len() < count {
+                match uplink.try_recv(&mut batch) {
+                    Ok(_) => batch.for_each(|datagram, from, local| received.push((datagram.to_vec(), from, local))),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => uplink.readable().await.expect("alive"),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        let late = async {
+            smol::Timer::after(Duration::from_secs(2)).await;
+        };
+        smol::block_on(smol::future::or(all, late));
+        received
+    }
+
+    #[test]
+    fn one_segmented_send_arrives_as_its_datagrams_in_order() {
+        let (from, to) = (uplink("127.0.0.1:0"), uplink("127.0.0.1:0"));
+        assert!(from.max_gso_segments() > 1, "the kernel has GSO");
+        let bytes: Vec<u8> = (0..20 * 1000 + 123).map(|i| (i / 1000) as u8).collect();
+        from.send(to.local_addr(), &bytes, Some(1000)).expect("sent");
+
+        let received = receive(&to, 21);
+        let expected: Vec<&[u8]> = bytes.chunks(1000).collect();
+        assert_eq!(received.iter().map(|(bytes, ..)| &bytes[..]).collect::<Vec<_>>(), expected);
+        for (_, sender, local) in received {
+            assert_eq!(sender, from.local_addr());
+            assert_eq!(local, Some(to.local_addr().ip()));
+        }
+    }
+
+    #[test]
+    fn a_batch_is_changed_in_place() {
+        let (from, to) = (uplink("127.0.0.1:0"), uplink("127.0.0.1:0"));
+        from.send(to.local_addr(), b"abcabc", Some(3)).expect("sent");
+        let mut batch = RecvBatch::new();
+        smol::block_on(to.readable()).expect("readable");
+        assert_eq!(to.try_recv(&mut batch).expect("received"), 2);
+        assert_eq!(batch.bytes(), 6);
+        batch.for_each(|datagram, _, _| datagram.reverse());
+        batch.for_each(|datagram, _, _| assert_eq!(datagram, b"cba"));
+    }
+
+    #[test]
+    fn segments_larger_than_the_mtu_arrive_whole() {
+        let (from, to) = (uplink("127.0.0.1:0"), uplink("127.0.0.1:0"));
+        // Loopback's MTU is 65,536, so this one is for the limits: the largest datagram, then an empty one.
+        let bytes = vec![7; 65_507];
+        from.send(to.local_addr(), &bytes, None).expect("sent");
+        from.send(to.local_addr(), &[], None).expect("sent");
+        let lengths: Vec<usize> = receive(&to, 2).iter().map(|(bytes, ..)| bytes.len()).collect();
+        assert_eq!(lengths, [65_507, 0]);
+    }
+
+    #[test]
+    fn ipv6_carries_datagrams_too() {
+        let bind = || UdpUplink::bind(UplinkId::UDP6, "[::1]:0".parse().expect("an address"), BUFFER);
+        let (from, to) = match (bind(), bind()) {
+            (Ok(from), Ok(to)) => (from, to),
+            _ => return println!("skipped: no IPv6 here"),
+        };
+        from.send(to.local_addr(), b"onetwosix", Some(3)).expect("sent");
+        let received = receive(&to, 3);
+        assert_eq!(received.len(), 3);
+        assert!(received.iter().all(|(_, sender, _)| *sender == from.local_addr()));
+    }
+
+    #[test]
+    fn ipv4_and_ipv6_bind_the_same_port() {
+        let v6 = UdpUplink::bind(UplinkId::UDP6, "[::]:0".parse().expect("an address"), BUFFER);
+        let Ok(v6) = v6 else { return println!("skipped: no IPv6 here") };
+        let addr = SocketAddr::new([0, 0, 0, 0].into(), v6.local_addr().port());
+        UdpUplink::bind(UplinkId::UDP4, addr, BUFFER).expect("the IPv6 socket leaves IPv4 alone");
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_with_advice() {
+        let first = uplink("127.0.0.1:0");
+        let error = UdpUplink::bind(UplinkId::UDP4, first.local_addr(), BUFFER).expect_err("in use");
+        assert!(matches!(error, BindError::PortInUse { .. }));
+        let text = error.to_string();
+        assert!(text.contains(&first.local_addr().port().to_string()) && text.contains("choose another"), "{text}");
+        let foreign = UdpUplink::bind(UplinkId::UDP4, "192.0.2.1:0".parse().expect("an address"), BUFFER);
+        assert!(matches!(foreign, Err(BindError::NotOurAddress { .. })));
+    }
+
+    #[test]
+    fn a_refused_datagram_stops_neither_sending_nor_receiving() {
+        let (alice, bob) = (uplink("127.0.0.1:0"), uplink("127.0.0.1:0"));
+        let nobody = uplink("127.0.0.1:0").local_addr();
+        // Makes the kernel report ICMP errors on an unconnected socket, which it does not do by itself.
+        set_option(alice.socket.get_ref(), libc::IPPROTO_IP, libc::IP_RECVERR, 1).expect("an option");
+        alice.send(nobody, b"hello?", None).expect("sent");
+        std::thread::sleep(Duration::from_millis(50));
+        alice.send(bob.local_addr(), b"hello", None).expect("sent in spite of the error about the other one");
+        assert_eq!(receive(&bob, 1).len(), 1);
+        alice.send(nobody, b"hello?", None).expect("sent");
+        std::thread::sleep(Duration::from_millis(50));
+        bob.send(alice.local_addr(), b"hello", None).expect("sent");
+        assert_eq!(receive(&alice, 1).len(), 1);
+    }
+
+    #[test]
+    fn frames_larger_than_the_path_pass_by_fragmentation() {
+        use super::super::netns::{Netns, can_make_networks};
+        if !can_make_networks() {
+            return;
+        }
+        let (a, b) = (Netns::new().expect("a namespace"), Netns::new().expect("a namespace"));
+        Netns::connect((&a, "eth0", "10.0.0.1/24"), (&b, "eth0", "10.0.0.2/24")).expect("a cable");
+        let (from, to) = (a.run(|| uplink("10.0.0.1:0")), b.run(|| uplink("10.0.0.2:0")));
+        let bytes = vec![1; 1600 * 4];
+        from.send(to.local_addr(), &bytes, Some(1600)).expect("sent");
+        let lengths: Vec<usize> = receive(&to, 4).iter().map(|(bytes, ..)| bytes.len()).collect();
+        assert_eq!(lengths, [1600; 4]);
+    }
+}
