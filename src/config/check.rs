@@ -564,7 +564,7 @@ impl Check<'_> {
     }
 
     fn mismatch<T>(&mut self, node: &Node, key: &str, wanted: &str, expected: &str) -> Option<T> {
-        let found = if node.written.is_empty() || (key == "join" && matches!(node.value, Value::Text(_))) {
+        let found = if node.written.is_empty() || key == "join" {
             format!("found {}, not {wanted}", node.kind())
         } else {
             format!("{} is {}, not {wanted}", node.written, node.kind())
@@ -849,6 +849,7 @@ pub(super) mod tests {
             format!("(join: {:?})", &JOIN[..JOIN.len() - 2]),
             format!("(join: {:?})", JOIN.replace("eps:", "http:")),
             format!("(join: [{JOIN:?}])"),
+            format!("(join: b{JOIN:?})"),
             format!("(join: Some(Some({JOIN:?})))"),
             format!("(joim: {JOIN:?})"),
             format!("(join: {JOIN:?}, join_file: \"/nowhere\")"),

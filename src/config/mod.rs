@@ -150,7 +150,7 @@ pub struct ClientConfig {
 pub enum ConfigError {
     /// The file could not be read.
     Unreadable { path: PathBuf, source: io::Error },
-    /// All that is wrong, at least one, in the order of file and options.
+    /// All that is wrong, at least one: the file from top to bottom, then the options by name.
     Problems(Vec<Problem>),
 }
 
@@ -355,7 +355,8 @@ mod tests {
     fn a_join_file_is_read_unless_others_can_read_it() {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("join");
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).mode(0o600).open(&path).expect("a file");
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).expect("a file");
         io::Write::write_all(&mut file, format!("{JOIN}\n").as_bytes()).expect("written");
         let options = ClientOptions { join_file: Some(path.display().to_string()), ..ClientOptions::default() };
         let client = load_client(None, options.clone()).expect("a config");
