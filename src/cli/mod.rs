@@ -1,1 +1,4 @@
-//! Subcommands.
+//! Subcommands: one file each, their arguments together in `args`.
+pub mod args;
+pub mod check;
+pub mod completions;

@@ -1,3 +1,387 @@
-//! Configuration.
+//! Configuration: from a file and options to one complete, immutable value.
+//!
+//! `raw` is the file as written, `options` the same keys on the command line, `check` judges both together and finds
+//! all that is wrong at once. Whoever holds a [`ServerConfig`] or a [`ClientConfig`] need check nothing again.
+//!
+//! Nothing here changes the machine; it reads the file, the join file and the host name.
+
 pub mod check;
+pub mod options;
 pub mod raw;
+pub mod units;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use log::LevelFilter;
+
+use crate::wire::join::{HostPort, JoinLine};
+use check::Problem;
+pub use options::{ClientOptions, ServerOptions};
+use raw::{ClientRaw, Keyed, Place, ServerRaw};
+pub use units::{Expiry, ExpiryError};
+
+/// Where a server keeps its keys and members.
+pub const SERVER_STATE: &str = "/var/lib/eps-actor/server";
+/// Where a client keeps its key and membership.
+pub const CLIENT_STATE: &str = "/var/lib/eps-actor/client";
+/// The server's control socket.
+pub const SERVER_CONTROL: &str = "/run/eps-actor/server.sock";
+/// The client's control socket.
+pub const CLIENT_CONTROL: &str = "/run/eps-actor/client.sock";
+/// The server's port, UDP and TCP; EPS Conduits used the same.
+pub const PORT: u16 = crate::wire::join::DEFAULT_PORT;
+/// All addresses of the machine, both families.
+pub const LISTEN: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+/// The pool of leases; EPS Conduits used the same.
+pub const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 43, 0), 24);
+/// How long an invitation holds: long enough to reach somebody by mail, short enough to forget about it.
+pub const INVITE_EXPIRY: Expiry = Expiry::After(std::time::Duration::from_secs(86_400));
+/// The client's network device.
+pub const DEVICE: &str = "eps0";
+/// The device's MTU in bytes: 1,492 of PPPoE less 40 of IPv6, 8 of UDP, 32 of a data header and its tag, 16 of a
+/// relay's header, 14 of Ethernet and 4 of a VLAN tag leave 1,378, rounded down to a multiple of 16.
+pub const MTU: u16 = 1376;
+/// What is logged.
+pub const LOG_LEVEL: LevelFilter = LevelFilter::Info;
+
+/// The rights a member can have, by name, with their bits in the certificate.
+pub const RIGHTS: [(&str, u8); 5] = [("bridge", 1), ("dhcp", 2), ("router", 4), ("relay", 8), ("no-flood", 16)];
+
+/// What a process is in the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    Server,
+    Client,
+}
+
+/// All a server needs to know before it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Directory of the keys and the member store.
+    pub state: PathBuf,
+    /// Addresses to bind; at least one, none covered by another.
+    pub listen: Vec<IpAddr>,
+    /// UDP and TCP; 1 to 65535.
+    pub port: u16,
+    /// The pool of leases: /8 to /30, host bits zero.
+    pub network: Ipv4Net,
+    pub network6: Network6,
+    /// Leases are given in order from the lowest address.
+    pub sequential: bool,
+    /// What join lines name; empty: what the server finds out itself. At most [`crate::wire::join::MAX_HOSTS`].
+    pub advertise: Vec<HostPort>,
+    /// Anybody is admitted without a token.
+    pub open: bool,
+    /// Names, and pinned addresses, are unique; the addresses are hosts of `network`.
+    pub members: Vec<MemberPin>,
+    /// The control socket; at most 107 bytes.
+    pub control: PathBuf,
+    /// For invitations that do not say otherwise.
+    pub invite_expiry: Expiry,
+    /// Written every 60 s where given.
+    pub scorecard: Option<PathBuf>,
+    pub log_level: LevelFilter,
+    /// What is allowed and yet worth a line in the log at the start.
+    pub warnings: Vec<String>,
+}
+
+/// Whether and from where members get IPv6 addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network6 {
+    /// The server derives a prefix from the network's id.
+    Auto,
+    None,
+    /// In fd00::/8, /48 to /96, host bits zero.
+    Prefix(Ipv6Net),
+}
+
+/// What the configuration says of one member, known by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberPin {
+    /// As [`is_name`] allows.
+    pub name: String,
+    /// Leased to this member only; `None` leases from the pool.
+    pub address: Option<Ipv4Addr>,
+    /// Rights bits of the certificate, as in [`RIGHTS`].
+    pub rights: u8,
+}
+
+/// All a client needs to know before it starts.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// Directory of the key and the membership.
+    pub state: PathBuf,
+    /// From `join` or the file `join_file`; a client that is a member already needs none.
+    pub join: Option<JoinLine>,
+    /// The servers to try in turn: the key `server`, else the hosts of the join line, else none (the membership in
+    /// `state` names them).
+    pub servers: Vec<HostPort>,
+    /// Port of a server where none is written; it is applied to `servers` already.
+    pub port: u16,
+    /// UDP port to bind; 0 chooses one, which is kept over restarts.
+    pub listen_port: u16,
+    /// As [`is_name`] allows; the host name where none is given.
+    pub name: String,
+    /// 1 to 15 bytes, fit for the kernel.
+    pub device: String,
+    /// Bytes; 576 to 9000.
+    pub mtu: u16,
+    /// The addresses of own interfaces are offered as candidates.
+    pub lan: bool,
+    /// Direct paths are tried; otherwise everything is relayed.
+    pub direct: bool,
+    /// The control socket; at most 107 bytes.
+    pub control: PathBuf,
+    /// Written every 60 s where given.
+    pub scorecard: Option<PathBuf>,
+    pub log_level: LevelFilter,
+    /// What is allowed and yet worth a line in the log at the start.
+    pub warnings: Vec<String>,
+}
+
+/// Why there is no configuration. It prints one line for each problem.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// The file could not be read.
+    Unreadable { path: PathBuf, source: io::Error },
+    /// All that is wrong, at least one: the file from top to bottom, then the options by name.
+    Problems(Vec<Problem>),
+}
+
+/// A server's configuration from a file, if there is one, with the options over it.
+pub fn load_server(file: Option<&Path>, options: ServerOptions) -> Result<ServerConfig, ConfigError> {
+    let (mut raw, mut problems) = load::<ServerRaw>(file, Role::Server)?;
+    options.lay_over(&mut raw);
+    let config = check::server(&raw, &mut problems);
+    finish(config, problems)
+}
+
+/// A client's configuration from a file, if there is one, with the options over it.
+pub fn load_client(file: Option<&Path>, options: ClientOptions) -> Result<ClientConfig, ConfigError> {
+    let (mut raw, mut problems) = load::<ClientRaw>(file, Role::Client)?;
+    options.lay_over(&mut raw);
+    let config = check::client(&raw, &host_name(), &mut problems);
+    finish(config, problems)
+}
+
+/// Whose configuration a file is, judged by its keys. A file of keys that both have counts as a server's.
+pub fn role_of(file: &Path) -> Result<Role, ConfigError> {
+    let text = read_file(file)?;
+    let root =
+        raw::read(&file.display().to_string(), &text).map_err(|problem| ConfigError::Problems(vec![*problem]))?;
+    Ok(check::role_of(&root))
+}
+
+/// Whether a member can have this name: 1 to 63 of ASCII letters, digits, `-`, `_` and `.`, a letter or digit first.
+pub fn is_name(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+}
+
+/// The names of rights bits, in the order of [`RIGHTS`].
+pub fn right_names(rights: u8) -> Vec<&'static str> {
+    RIGHTS.iter().filter(|(_, bit)| rights & bit != 0).map(|(name, _)| *name).collect()
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { path, source } => write!(f, "{}: cannot be read: {source}", path.display()),
+            Self::Problems(problems) => {
+                for (index, problem) in problems.iter().enumerate() {
+                    let newline = if index == 0 { "" } else { "\n" };
+                    write!(f, "{newline}{problem}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unreadable { source, .. } => Some(source),
+            Self::Problems(_) => None,
+        }
+    }
+}
+
+/// The most bytes of a configuration that are read: room for ten thousand pinned members.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The most bytes of a join file; the longest line with [`crate::wire::join::MAX_HOSTS`] names fits.
+const MAX_JOIN_FILE: u64 = 8192;
+
+fn load<K: Keyed>(file: Option<&Path>, role: Role) -> Result<(K, Vec<Problem>), ConfigError> {
+    let mut problems = Vec::new();
+    let Some(path) = file else { return Ok((K::default(), problems)) };
+    let text = read_file(path)?;
+    let raw = match raw::read(&path.display().to_string(), &text) {
+        Ok(root) => check::keys(root, role, &mut problems),
+        Err(problem) => {
+            problems.push(*problem);
+            K::default()
+        }
+    };
+    Ok((raw, problems))
+}
+
+fn finish<C>(config: Option<C>, mut problems: Vec<Problem>) -> Result<C, ConfigError> {
+    problems.sort_by(|one, other| one.place.cmp(&other.place));
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        Some(_) | None => {
+            debug_assert!(!problems.is_empty(), "what is missing has been told");
+            Err(ConfigError::Problems(problems))
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(unreadable(io::Error::other("it is larger than 1 MiB")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let before = String::from_utf8_lossy(before);
+        let (line, start) = (before.matches('\n').count(), before.rfind('\n').map_or(0, |newline| newline + 1));
+        let column = before[start..].chars().count();
+        ConfigError::Problems(vec![Problem {
+            place: Place::File {
+                path: path.display().to_string().into(),
+                line: line as u32 + 1,
+                column: column as u32 + 1,
+            },
+            key: String::new(),
+            found: "found a byte that is not UTF-8".to_owned(),
+            expected: "save the file as UTF-8".to_owned(),
+        }])
+    })
+}
+
+/// The join line in a file of its own. A regular file that others can read or write is refused: the line admits
+/// whoever holds it. A pipe is fine.
+fn read_join_file(path: &Path) -> Result<zeroize::Zeroizing<String>, io::Error> {
+    let file = File::open(path)?;
+    let about = file.metadata()?;
+    if about.is_file() && about.permissions().mode() & 0o077 != 0 {
+        let message = format!("others than its owner have rights to it (chmod 600 {})", path.display());
+        return Err(io::Error::other(message));
+    }
+    let mut text = zeroize::Zeroizing::new(String::with_capacity(MAX_JOIN_FILE as usize));
+    file.take(MAX_JOIN_FILE).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The machine's name, made fit for a member's; "node" if nothing of it is.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let fit: String = name.trim().chars().filter(|letter| letter.is_ascii()).take(63).collect();
+    if is_name(&fit) { fit } else { "node".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::check::tests::JOIN;
+    use super::*;
+
+    #[test]
+    fn no_file_and_no_options_give_the_defaults() {
+        let server = load_server(None, ServerOptions::default()).expect("defaults");
+        assert_eq!((server.port, server.network, server.network6), (43439, NETWORK, Network6::Auto));
+        assert!(server.warnings.is_empty());
+        let client = load_client(None, ClientOptions::default()).expect("defaults");
+        assert_eq!((client.device.as_str(), client.mtu), ("eps0", 1376));
+        assert!(is_name(&client.name), "{}", client.name);
+    }
+
+    #[test]
+    fn the_shipped_files_say_the_defaults() {
+        let server = load_server(Some(&shipped("server.ron")), ServerOptions::default()).expect("a good file");
+        assert_eq!(server, load_server(None, ServerOptions::default()).expect("defaults"));
+        let client = load_client(Some(&shipped("client.ron")), ClientOptions::default()).expect("a good file");
+        let defaults = load_client(None, ClientOptions::default()).expect("defaults");
+        assert_eq!(format!("{client:#?}"), format!("{defaults:#?}"));
+    }
+
+    #[test]
+    fn the_shipped_files_hold_every_key_with_a_comment_before_it() {
+        complete::<ServerRaw>("server.ron");
+        complete::<ClientRaw>("client.ron");
+    }
+
+    #[test]
+    fn the_ron_crate_reads_the_shipped_files_too() {
+        let options = ron::Options::default().with_default_extension(ron::extensions::Extensions::IMPLICIT_SOME);
+        let text = |name| std::fs::read_to_string(shipped(name)).expect("a file");
+        options.from_str::<raw::ServerTyped>(&text("server.ron")).expect("RON");
+        options.from_str::<raw::ClientTyped>(&text("client.ron")).expect("RON");
+        let members = text("server.ron")
+            .replace("members: []", r#"members: [(name: "printer", address: "192.168.43.10", rights: ["bridge"])]"#);
+        options.from_str::<raw::ServerTyped>(&members).expect("RON");
+    }
+
+    #[test]
+    fn a_file_tells_its_role() {
+        assert_eq!(role_of(&shipped("server.ron")).expect("a role"), Role::Server);
+        assert_eq!(role_of(&shipped("client.ron")).expect("a role"), Role::Client);
+    }
+
+    #[test]
+    fn a_missing_file_and_a_file_that_is_no_text_are_told() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("x.ron");
+        let missing = load_server(Some(&path), ServerOptions::default()).expect_err("no file");
+        assert!(missing.to_string().contains("x.ron: cannot be read: No such file"), "{missing}");
+        std::fs::write(&path, b"(\n  a\xff").expect("written");
+        let binary = load_server(Some(&path), ServerOptions::default()).expect_err("no text");
+        assert!(binary.to_string().ends_with("x.ron:2:4: found a byte that is not UTF-8; save the file as UTF-8"));
+    }
+
+    #[test]
+    fn a_join_file_is_read_unless_others_can_read_it() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("join");
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).expect("a file");
+        io::Write::write_all(&mut file, format!("{JOIN}\n").as_bytes()).expect("written");
+        let options = ClientOptions { join_file: Some(path.display().to_string()), ..ClientOptions::default() };
+        let client = load_client(None, options.clone()).expect("a config");
+        assert_eq!(client.join.map(|line| line.to_string()).as_deref(), Some(JOIN));
+        assert_eq!(client.servers.len(), 1);
+        file.set_permissions(std::fs::Permissions::from_mode(0o644)).expect("rights");
+        let refused = load_client(None, options).expect_err("refused").to_string();
+        assert!(refused.starts_with("--join-file: ") && refused.contains("chmod 600"), "{refused}");
+    }
+
+    fn complete<K: Keyed>(name: &str) {
+        let text = std::fs::read_to_string(shipped(name)).expect("a file");
+        let raw::Value::Struct(written) = raw::read(name, &text).expect("good syntax").value else {
+            panic!("no struct")
+        };
+        let keys: Vec<_> = written.fields.iter().map(|field| field.key.as_str()).collect();
+        assert_eq!(keys, K::KEYS);
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        for key in K::KEYS {
+            let line = lines.iter().position(|line| line.starts_with(&format!("{key}:"))).expect("a line of its own");
+            assert!(lines[line - 1].starts_with("// "), "{key} has no comment");
+        }
+    }
+
+    fn shipped(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
+    }
+}

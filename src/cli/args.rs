@@ -1,0 +1,296 @@
+//! The command line: every subcommand with its options and help.
+//!
+//! Only shapes are decided here. What a configuration's values may be is `config`'s business, so that a bad option and
+//! a bad line of a file are told alike. Clap ends the process with 2 on bad usage, as the program does itself.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use log::LevelFilter;
+
+use crate::config::{ClientOptions, Expiry, Role, ServerOptions};
+
+/// A layer-2 mesh VPN: computers in different places on one Ethernet.
+#[derive(Debug, Parser)]
+#[command(
+    name = "eps-actor",
+    version,
+    propagate_version = true,
+    after_help = "\
+Examples:
+  server$ sudo eps-actor server            prints the line to type at the others
+  laptop$ sudo eps-actor client --join eps://…
+
+Exit codes: 0 done, 1 trouble while running, 2 bad usage or configuration"
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the server of a network: admits members, introduces them to each other, relays for them
+    #[command(after_help = "\
+Example: sudo eps-actor server --network 10.20.0.0/24 --advertise vpn.example.org")]
+    Server(ServerArguments),
+    /// Join a network, or come back to it, and bring up its device
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor client --join-file invitation.txt
+  sudo eps-actor client                    once this machine is a member")]
+    Client(ClientArguments),
+    /// Show a server and three clients behind two NATs on this machine, in namespaces, and clean up
+    #[command(after_help = "Example: sudo eps-actor demo")]
+    Demo(DemoArguments),
+    /// Show what a running server or client is doing
+    #[command(after_help = "Example: sudo eps-actor status --json")]
+    Status(StatusArguments),
+    /// List the members of the network
+    #[command(after_help = "Example: sudo eps-actor members --json")]
+    Members(MembersArguments),
+    /// Print a new join line; at the server
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor invite                    for one member, within 24 hours
+  sudo eps-actor invite --reusable --expires never")]
+    Invite(InviteArguments),
+    /// Take a member out of the network for good; at the server
+    #[command(after_help = "Example: sudo eps-actor kick laptop")]
+    Kick(KickArguments),
+    /// Give this member's address back and leave the network; at the client
+    #[command(after_help = "Example: sudo eps-actor leave")]
+    Leave(LeaveArguments),
+    /// Look for everything that is wrong with a configuration file
+    #[command(after_help = "Example: eps-actor check --config /etc/eps-actor/server.ron")]
+    Check(CheckArguments),
+    /// Print the map of the network in Graphviz's DOT; at the server
+    #[command(after_help = "Example: sudo eps-actor map | dot -Tsvg > map.svg")]
+    Map(MapArguments),
+    /// Print a script that completes commands in a shell
+    #[command(after_help = "\
+Example: eps-actor completions bash > /etc/bash_completion.d/eps-actor")]
+    Completions(CompletionsArguments),
+    /// Make an actor panic, to see that its supervisor restarts it
+    #[cfg(any(debug_assertions, feature = "fault-injection"))]
+    #[command(hide = true, after_help = "Example: sudo eps-actor inject-panic peer-table --role client")]
+    InjectPanic(InjectPanicArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct ServerArguments {
+    /// Configuration file; options win over it
+    #[arg(long, value_name = "FILE.ron")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub options: ServerOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct ClientArguments {
+    /// Configuration file; options win over it
+    #[arg(long, value_name = "FILE.ron")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub options: ClientOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArguments {
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    #[command(flatten)]
+    pub target: Target,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct MembersArguments {
+    #[command(flatten)]
+    pub target: Target,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct InviteArguments {
+    /// Admit any number of members with this line, not one
+    #[arg(long)]
+    pub reusable: bool,
+    /// How long the line holds, like 24h, or never [default: the server's invite_expiry]
+    #[arg(long, value_name = "TIME")]
+    pub expires: Option<Expiry>,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct KickArguments {
+    /// The member, as `eps-actor members` shows it
+    pub name: String,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaveArguments {
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// The file to look at
+    #[arg(long, value_name = "FILE.ron")]
+    pub config: PathBuf,
+    /// Whose file it is [default: told by its keys]
+    #[arg(long)]
+    pub role: Option<Role>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct MapArguments {
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArguments {
+    /// The shell
+    pub shell: clap_complete::Shell,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Arguments of the hidden command that tests supervision.
+#[derive(Debug, Args)]
+pub struct InjectPanicArguments {
+    /// The actor, as `eps-actor status` shows it
+    pub actor: String,
+    #[command(flatten)]
+    pub target: Target,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Which of the processes on this machine to speak to.
+#[derive(Debug, Clone, Args)]
+pub struct Target {
+    /// Ask the server or the client, where both run [default: whichever runs]
+    #[arg(long)]
+    pub role: Option<Role>,
+    #[command(flatten)]
+    pub socket: Socket,
+}
+
+/// The socket to speak to, where it is not the role's default.
+#[derive(Debug, Clone, Args)]
+pub struct Socket {
+    /// Control socket, if the configuration names another than the default
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+/// What every command has. `server` and `client` have their own `--log-level`, which is a key of the file too.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Log error, warn, info, debug or trace and what is graver
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = level, hide_default_value = false)]
+    pub log_level: LevelFilter,
+}
+
+fn level(text: &str) -> Result<LevelFilter, String> {
+    match text {
+        "error" | "warn" | "info" | "debug" | "trace" => text.parse().map_err(|_| "not a level".to_owned()),
+        _ => Err("write error, warn, info, debug or trace".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_an_example_and_a_log_level() {
+        for command in Arguments::command().get_subcommands() {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name}");
+            assert!(command.get_after_help().is_some_and(|help| help.to_string().contains("Example")), "{name}");
+            assert!(command.get_arguments().any(|argument| argument.get_long() == Some("log-level")), "{name}");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{name} {}", argument.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn commands_parse() {
+        for line in [
+            "server",
+            "server --config x.ron --open --sequential=false --member a=10.0.0.1,bridge --listen 0.0.0.0,::",
+            "client --join eps://a/b/c --direct=false --mtu 1280",
+            "demo",
+            "status --json --role client",
+            "members --json",
+            "invite --reusable --expires never --json",
+            "invite --expires 24h --control /tmp/x",
+            "kick laptop",
+            "leave",
+            "check --config x.ron --role server",
+            "map",
+            "completions fish",
+            "inject-panic peer-table --role client",
+        ] {
+            let words = std::iter::once("eps-actor").chain(line.split_whitespace());
+            assert!(Arguments::try_parse_from(words).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn bad_usage_ends_with_2() {
+        for line in ["", "frob", "server --frob", "kick", "check", "invite --expires 5", "status --log-level loud"] {
+            let words = std::iter::once("eps-actor").chain(line.split_whitespace());
+            assert_eq!(Arguments::try_parse_from(words).expect_err("bad usage").exit_code(), 2, "{line}");
+        }
+        let help = Arguments::try_parse_from(["eps-actor", "--version"]).expect_err("a version");
+        assert_eq!(help.exit_code(), 0);
+    }
+
+    #[test]
+    fn arguments_do_not_show_the_join_line() {
+        let arguments = Arguments::try_parse_from(["eps-actor", "client", "--join", "eps://a/b/secret"]);
+        assert!(!format!("{arguments:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,246 @@
+//! Every key as an option of the command line.
+//!
+//! Values come as plain text, so that what is wrong with them is found and told by `check`, in the words it uses for
+//! files. An option replaces what the file says for its key, lists included.
+
+use clap::Args;
+
+use super::raw::{ClientRaw, Node, ServerRaw, Value};
+
+/// A server's keys as options; each one wins over the file.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ServerOptions {
+    /// Directory of keys and members [default: /var/lib/eps-actor/server]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<String>,
+    /// Address to listen on; repeat or separate by commas [default: 0.0.0.0 and ::]
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub listen: Vec<String>,
+    /// Port to listen on, UDP and TCP [default: 43439]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
+    pub port: Option<String>,
+    /// IPv4 network that members get addresses from, /8 to /30 [default: 192.168.43.0/24]
+    #[arg(long, value_name = "ADDRESS/PREFIX")]
+    pub network: Option<String>,
+    /// IPv6 network in fd00::/8, /48 to /96; auto makes one, none goes without [default: auto]
+    #[arg(long, value_name = "ADDRESS/PREFIX|auto|none")]
+    pub network6: Option<String>,
+    /// Lease addresses in order from the lowest [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub sequential: Option<String>,
+    /// Host the join line names, if not the addresses found; repeat or separate by commas [default: guessed]
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub advertise: Vec<String>,
+    /// Admit anybody without a token [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub open: Option<String>,
+    /// Fixed address and rights of a member, like printer=192.168.43.10,bridge; repeat for more [default: none]
+    #[arg(long, visible_alias = "member", value_name = "NAME[=ADDRESS][,RIGHT]…")]
+    pub members: Vec<String>,
+    /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/server.sock]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<String>,
+    /// How long an invitation holds, or never [default: 24h]
+    #[arg(long, value_name = "TIME")]
+    pub invite_expiry: Option<String>,
+    /// File the statistics scorecard is written to every 60 s [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub scorecard: Option<String>,
+    /// Log error, warn, info, debug or trace and what is graver [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// A client's keys as options; each one wins over the file.
+#[derive(Clone, Default, Args)]
+pub struct ClientOptions {
+    /// Directory of the key and the membership [default: /var/lib/eps-actor/client]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<String>,
+    /// Join line from the server, needed for the first start only. Others on this machine can see an option; the
+    /// environment variable and --join-file are safer [default: none]
+    #[arg(long, value_name = "eps://…", env = "EPS_JOIN", hide_env_values = true)]
+    pub join: Option<String>,
+    /// File that holds the join line, readable by its owner only [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub join_file: Option<String>,
+    /// Server to try instead of those in the join line; repeat or separate by commas [default: none]
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub server: Vec<String>,
+    /// Port of the server where none is written with its host [default: 43439]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
+    pub port: Option<String>,
+    /// UDP port of this machine; 0 chooses one and keeps it [default: 0]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
+    pub listen_port: Option<String>,
+    /// Name of this member [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Network device to make [default: eps0]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Largest packet of the device in bytes, 576 to 9000 [default: 1376]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub mtu: Option<String>,
+    /// Tell other members the addresses of this machine's interfaces [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub lan: Option<String>,
+    /// Try direct paths; false relays everything [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub direct: Option<String>,
+    /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/client.sock]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<String>,
+    /// File the statistics scorecard is written to every 60 s [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub scorecard: Option<String>,
+    /// Log error, warn, info, debug or trace and what is graver [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+impl ServerOptions {
+    /// Lays the options over what a file says.
+    pub(super) fn lay_over(self, raw: &mut ServerRaw) {
+        one(&mut raw.state, "--state", self.state);
+        many(&mut raw.listen, "--listen", self.listen);
+        one(&mut raw.port, "--port", self.port);
+        one(&mut raw.network, "--network", self.network);
+        one(&mut raw.network6, "--network6", self.network6);
+        one(&mut raw.sequential, "--sequential", self.sequential);
+        many(&mut raw.advertise, "--advertise", self.advertise);
+        one(&mut raw.open, "--open", self.open);
+        many(&mut raw.members, "--members", self.members);
+        one(&mut raw.control, "--control", self.control);
+        one(&mut raw.invite_expiry, "--invite-expiry", self.invite_expiry);
+        one(&mut raw.scorecard, "--scorecard", self.scorecard);
+        one(&mut raw.log_level, "--log-level", self.log_level);
+    }
+}
+
+impl ClientOptions {
+    /// Lays the options over what a file says. The join line and the file that holds one are two ways to say the
+    /// same thing, so either as an option replaces both in the file.
+    /// An empty `EPS_JOIN` counts as none.
+    pub(super) fn lay_over(mut self, raw: &mut ClientRaw) {
+        self.join = self.join.filter(|line| !line.is_empty());
+        if self.join.is_some() || self.join_file.is_some() {
+            raw.join = None;
+            raw.join_file = None;
+        }
+        one(&mut raw.state, "--state", self.state);
+        one(&mut raw.join, "--join", self.join);
+        one(&mut raw.join_file, "--join-file", self.join_file);
+        many(&mut raw.server, "--server", self.server);
+        one(&mut raw.port, "--port", self.port);
+        one(&mut raw.listen_port, "--listen-port", self.listen_port);
+        one(&mut raw.name, "--name", self.name);
+        one(&mut raw.device, "--device", self.device);
+        one(&mut raw.mtu, "--mtu", self.mtu);
+        one(&mut raw.lan, "--lan", self.lan);
+        one(&mut raw.direct, "--direct", self.direct);
+        one(&mut raw.control, "--control", self.control);
+        one(&mut raw.scorecard, "--scorecard", self.scorecard);
+        one(&mut raw.log_level, "--log-level", self.log_level);
+    }
+}
+
+/// The join line may be among the options, so none is shown.
+impl std::fmt::Debug for ClientOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientOptions").finish_non_exhaustive()
+    }
+}
+
+fn one(slot: &mut Option<Node>, option: &'static str, text: Option<String>) {
+    if let Some(text) = text {
+        *slot = Some(Node::option(option, text));
+    }
+}
+
+/// One empty text empties the list: `--advertise ''`.
+fn many(slot: &mut Option<Node>, option: &'static str, texts: Vec<String>) {
+    if texts.iter().any(|text| !text.is_empty()) {
+        *slot = Some(Node::options(option, texts));
+    } else if !texts.is_empty() {
+        *slot = Some(Node { value: Value::List(Vec::new()), ..Node::option(option, String::new()) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Arg, Command};
+
+    use super::super::raw::{self, Keyed, Struct};
+    use super::*;
+
+    #[test]
+    fn every_key_is_an_option_and_every_option_a_key() {
+        agree::<ServerOptions>(ServerRaw::KEYS);
+        agree::<ClientOptions>(ClientRaw::KEYS);
+    }
+
+    #[test]
+    fn the_help_names_the_defaults_of_the_shipped_files() {
+        defaults::<ServerOptions>(include_str!("../../config/server.ron"));
+        defaults::<ClientOptions>(include_str!("../../config/client.ron"));
+    }
+
+    #[test]
+    fn every_option_reaches_its_key() {
+        let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
+                    --members=9 --control=10 --invite-expiry=11 --scorecard=12 --log-level=13";
+        let mut raw = ServerRaw::default();
+        parse::<ServerOptions>(line).lay_over(&mut raw);
+        reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
+
+        let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
+                    --mtu=9 --lan=10 --direct=11 --control=12 --scorecard=13 --log-level=14";
+        let mut raw = ClientRaw::default();
+        parse::<ClientOptions>(line).lay_over(&mut raw);
+        reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
+    }
+
+    fn parse<A: Args>(line: &str) -> A {
+        let matches =
+            A::augment_args(Command::new("x")).try_get_matches_from(line.split_whitespace()).expect("good options");
+        A::from_arg_matches(&matches).expect("good options")
+    }
+
+    fn reached(keys: &[&str], mut slot: impl FnMut(&str) -> Option<Node>) {
+        for (index, key) in keys.iter().enumerate() {
+            let mut node = slot(key).unwrap_or_else(|| panic!("--{key} is lost"));
+            assert_eq!(node.place.to_string(), format!("--{}", key.replace('_', "-")));
+            if let Value::List(list) = node.value {
+                node = list.into_iter().next().expect("one entry");
+            }
+            assert_eq!(node.written, format!("\"{}\"", index + 1), "{key}");
+        }
+    }
+
+    fn agree<A: Args>(keys: &[&str]) {
+        let command = A::augment_args(Command::new("x"));
+        let options: Vec<_> = command.get_arguments().filter_map(Arg::get_long).map(|o| o.replace('-', "_")).collect();
+        assert_eq!(options, keys);
+    }
+
+    fn defaults<A: Args>(shipped: &str) {
+        let command = A::augment_args(Command::new("x"));
+        let Value::Struct(Struct { fields, .. }) = raw::read("shipped", shipped).expect("good syntax").value else {
+            panic!("no struct")
+        };
+        for field in fields {
+            let option = field.key.replace('_', "-");
+            let argument = command.get_arguments().find(|argument| argument.get_long() == Some(&option));
+            let help = argument.and_then(Arg::get_help).map(ToString::to_string).unwrap_or_default();
+            let default = match field.node.value {
+                Value::Text(text) => text,
+                Value::None if field.key == "name" => "the host name".to_owned(),
+                Value::None => "none".to_owned(),
+                Value::List(_) => continue,
+                _ => field.node.written,
+            };
+            assert!(help.contains(&format!("[default: {default}]")), "{option}: {help}");
+        }
+    }
+}
