@@ -1,4 +1,5 @@
 //! Sans-IO state machines.
+pub mod admission;
 pub mod backoff;
 pub mod cookie;
 pub mod changes;
