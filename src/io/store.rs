@@ -445,7 +445,7 @@ mod tests {
             name: format!("node{number}"),
             mac: MacAddr([2, 0, 0, 0, 0, number]),
             ip4: [192, 168, 43, number].into(),
-            ip6: (number % 2 == 0).then(|| std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into())),
+            ip6: number.is_multiple_of(2).then(|| std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into())),
             rights: 0xff,
             serial: u64::MAX - u64::from(number),
             joined_unix: 1_800_000_000,
