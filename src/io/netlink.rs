@@ -8,6 +8,7 @@ use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use async_io::Async;
 use futures_util::TryStreamExt;
@@ -135,6 +136,13 @@ impl Netlink {
         }
     }
 
+    /// Whether an interface is up, has a carrier, and the kernel has started to send by it.
+    pub async fn is_running(&self, ifindex: u32) -> Result<bool, NetlinkError> {
+        let mut links = self.handle.link().get().match_index(ifindex).execute();
+        let link = links.try_next().await.map_err(failed("look up an interface"))?;
+        Ok(link.is_some_and(|link| link.header.flags.bits() & libc::IFF_RUNNING as u32 != 0))
+    }
+
     pub async fn set_up(&self, ifindex: u32) -> Result<(), NetlinkError> {
         self.change("bring an interface up", link(ifindex).up()).await
     }
@@ -174,7 +182,11 @@ impl Netlink {
 
     /// Makes a cable with the end `a` here and the end `b` in the namespace `netns`, both down.
     pub async fn create_veth_into(&self, a: &str, b: &str, netns: BorrowedFd<'_>) -> Result<(), NetlinkError> {
-        let far = LinkMessageBuilder::<LinkUnspec>::new().name(b).setns_by_fd(netns.as_raw_fd()).build();
+        // The kernel takes a cable for something slow, whose carrier may wait a second, when the indices of its ends
+        // are equal by chance (`linkwatch_urgent_event`). So the far end gets a number that no near end has.
+        static FAR_INDEX: AtomicU32 = AtomicU32::new(1 << 16);
+        let index = FAR_INDEX.fetch_add(1, Relaxed);
+        let far = LinkMessageBuilder::<LinkUnspec>::new().name(b).index(index).setns_by_fd(netns.as_raw_fd()).build();
         let pair = LinkVeth::new(a, b).set_info_data(InfoData::Veth(InfoVeth::Peer(far))).build();
         self.handle.link().add(pair).execute().await.map_err(failed("create a veth pair"))
     }

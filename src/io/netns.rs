@@ -132,7 +132,9 @@ impl Netns {
         smol::block_on(async {
             here.create_veth_into(a.1, b.1, b.0.fd()).await?;
             start_interface(&here, a.1, addresses.0).await?;
-            start_interface(&there, b.1, addresses.1).await
+            start_interface(&there, b.1, addresses.1).await?;
+            wait_until_running(&here, a.1).await?;
+            wait_until_running(&there, b.1).await
         })?;
         Ok(())
     }
@@ -195,7 +197,9 @@ impl Lan {
             let index = netlink.link_index(&port).await?;
             netlink.set_master(index, self.bridge).await?;
             netlink.set_up(index).await?;
-            start_interface(&theirs, ifname, address).await
+            start_interface(&theirs, ifname, address).await?;
+            wait_until_running(&netlink, &port).await?;
+            wait_until_running(&theirs, ifname).await
         })?;
         self.ports += 1;
         Ok(())
@@ -231,6 +235,19 @@ async fn start_interface(netlink: &Netlink, name: &str, address: Option<IpNet>) 
         Some(net) => netlink.add_address(index, net.addr(), net.prefix_len()).await,
         None => Ok(()),
     }
+}
+
+/// The kernel sees a carrier a moment after it came, and loses what is sent until then.
+async fn wait_until_running(netlink: &Netlink, name: &str) -> Result<(), NetlinkError> {
+    let index = netlink.link_index(name).await?;
+    // Two seconds at most; whoever uses the cable then will see for themselves.
+    for _ in 0..1000 {
+        if netlink.is_running(index).await? {
+            break;
+        }
+        smol::Timer::after(Duration::from_millis(2)).await;
+    }
+    Ok(())
 }
 
 /// Sends one ICMP echo request from inside `ns` and returns the round-trip time, or `None` if no answer came within
@@ -417,7 +434,8 @@ mod tests {
         let (a, b) = (Netns::new().expect("a namespace"), Netns::new().expect("a namespace"));
         Netns::connect((&a, "eth0", "10.0.0.1/24"), (&b, "eth0", "10.0.0.2/24")).expect("a cable");
         Netns::connect((&a, "eth1", "fd00::1/64"), (&b, "eth1", "fd00::2/64")).expect("a cable");
-        assert!(ping_once(&a, None, ip("10.0.0.2"), SOON).is_some());
+        let first = ping_once(&a, None, ip("10.0.0.2"), SOON).expect("an answer");
+        assert!(first < Duration::from_millis(500), "the first datagram was lost: {first:?}");
         assert!(ping_once(&b, Some(ip("fd00::2")), ip("fd00::1"), SOON).is_some());
         assert!(ping_once(&a, None, ip("127.0.0.1"), SOON).is_some(), "lo is up");
 

@@ -1,1 +1,49 @@
-//!
+//! The signals that ask this process to stop.
+
+use std::io;
+
+use async_signal::{Signal, Signals};
+use futures_util::StreamExt;
+
+/// SIGINT and SIGTERM, caught from [`StopSignals::new`] on.
+#[derive(Debug)]
+pub struct StopSignals(Signals);
+
+impl StopSignals {
+    /// Starts to catch the signals; until then they end the process.
+    pub fn new() -> io::Result<Self> {
+        Signals::new([Signal::Int, Signal::Term]).map(Self)
+    }
+
+    /// Waits for the next one and returns its name. Safe to drop.
+    pub async fn next(&mut self) -> io::Result<&'static str> {
+        match self.0.next().await {
+            Some(Ok(Signal::Int)) => Ok("SIGINT"),
+            Some(Ok(_)) => Ok("SIGTERM"),
+            Some(Err(error)) => Err(error),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+/// Waits for one SIGINT or SIGTERM and returns its name.
+///
+/// A program that should also hear a second one, sent by somebody impatient, keeps a [`StopSignals`].
+pub async fn stop_signal() -> io::Result<&'static str> {
+    StopSignals::new()?.next().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_signal_is_delivered_instead_of_ending_the_process() {
+        let mut signals = StopSignals::new().expect("caught");
+        for (number, name) in [(libc::SIGTERM, "SIGTERM"), (libc::SIGINT, "SIGINT")] {
+            // SAFETY: no pointers; the signal is caught by now.
+            assert_eq!(unsafe { libc::raise(number) }, 0);
+            assert_eq!(smol::block_on(signals.next()).expect("a signal"), name);
+        }
+    }
+}

@@ -129,7 +129,8 @@ impl UdpUplink {
     /// Sends `bytes` to `to`: one datagram, or with `segment_size` as many datagrams of that size (the last may be
     /// shorter) as `bytes` holds, at most [`Self::max_gso_segments`] and 65,507 bytes in all.
     ///
-    /// `WouldBlock` when the send buffer is full; nothing, or with GSO out of order only a first part, was sent then.
+    /// `WouldBlock` when the send buffer is full; then nothing was sent, or without GSO perhaps the
+    /// first part.
     /// Other errors concern this destination. A datagram larger than the path's MTU is cut by IP fragmentation.
     pub fn send(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>) -> io::Result<()> {
         let segment_size = segment_size.filter(|size| (1..bytes.len()).contains(size));
