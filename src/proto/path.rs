@@ -227,31 +227,33 @@ impl Paths {
     }
 
     fn choose(&mut self) {
-        let tier = |path: &Path| (!path.route.is_direct(), path.state != State::Valid);
-        let usable = self.list.iter().filter(|path| path.state != State::Candidate || !path.route.is_direct());
-        let best = usable.min_by_key(|path| (tier(path), path.srtt.unwrap_or(Duration::MAX)));
+        let usable = self.list.iter().filter(|path| path.tier().is_some());
+        let best = usable.min_by_key(|path| (path.tier(), path.srtt.unwrap_or(Duration::MAX)));
         let Some(best) = best else { return };
-        let keep = self.active.and_then(|route| self.get(&route)).is_some_and(|current| {
-            tier(current) == tier(best) && {
-                let (old, new) =
-                    (current.srtt.unwrap_or(Duration::MAX), best.srtt.unwrap_or(Duration::MAX));
-                new + GAIN_MIN > old || new > old.mul_f64(0.9)
-            }
+        let current = self.active.and_then(|route| self.get(&route)).filter(|current| current.tier() == best.tier());
+        let keep = current.is_some_and(|current| match (current.srtt, best.srtt) {
+            (Some(old), Some(new)) => new + GAIN_MIN > old || new > old.mul_f64(0.9),
+            (None, _) | (_, None) => true,
         });
-        // A suspect direct path gives way to a valid relay, but is better than nothing.
-        let best = match best.state {
-            State::Suspect => {
-                self.list.iter().find(|path| path.state == State::Valid).map_or(best.route, |path| path.route)
-            }
-            State::Valid | State::Candidate => best.route,
-        };
         if !keep {
-            self.active = Some(best);
+            self.active = Some(best.route);
         }
     }
 }
 
 impl Path {
+    /// Lower is better, whatever the round trips; `None` for what must not carry frames.
+    fn tier(&self) -> Option<u8> {
+        match (self.route.is_direct(), self.state) {
+            (true, State::Valid) => Some(0),
+            (false, State::Valid) => Some(1),
+            // Better than nothing.
+            (true, State::Suspect) => Some(2),
+            (false, State::Suspect | State::Candidate) => Some(3),
+            (true, State::Candidate) => None,
+        }
+    }
+
     fn begin_round(&mut self, now: Instant, round: usize) {
         (self.round, self.step, self.probe_at) = (round, 0, now);
     }
