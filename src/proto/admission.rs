@@ -63,7 +63,13 @@ pub struct Admission {
 }
 
 impl Admission {
-    pub fn new(node: &Node, signer: [u8; 32], tokens: Vec<TokenRecord>, now: Instant, rng: &mut impl CryptoRng) -> Self {
+    pub fn new(
+        node: &Node,
+        signer: [u8; 32],
+        tokens: Vec<TokenRecord>,
+        now: Instant,
+        rng: &mut impl CryptoRng,
+    ) -> Self {
         let mac1_key = enrol_mac1_key(&fingerprint(&node.identity.public));
         Self {
             gate: Gate::new(mac1_key, LOAD_LIMIT, now, rng),
@@ -133,14 +139,7 @@ impl Admission {
         let (key, payload, split) = half.responder.finish(view.noise).map_err(|NoiseError| DropReason::BadToken)?;
         HandshakePayload::parse(&payload, &view.header)?;
         let half = self.half_open.remove(&local_index).expect("was just looked at");
-        Ok(Enrolled {
-            key,
-            token: half.token,
-            split,
-            suite: half.suite,
-            local_index,
-            remote_index: half.client_index,
-        })
+        Ok(Enrolled { key, token: half.token, split, suite: half.suite, local_index, remote_index: half.client_index })
     }
 
     /// The key of a valid token. For any other, random bytes: no last message fits them.
@@ -163,9 +162,9 @@ impl Admission {
 
     /// Whether a token may admit one more member.
     pub fn is_valid(&self, id: u64, unix: u64) -> bool {
-        self.tokens.get(&id).is_some_and(|token| {
-            token.uses_left != Some(0) && token.expires_unix.is_none_or(|expires| unix < expires)
-        })
+        self.tokens
+            .get(&id)
+            .is_some_and(|token| token.uses_left != Some(0) && token.expires_unix.is_none_or(|expires| unix < expires))
     }
 
     /// Whether any token may.

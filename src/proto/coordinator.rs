@@ -70,17 +70,32 @@ pub struct Settings {
 /// What the coordinator wants done.
 #[derive(Debug)]
 pub enum Output {
-    Send { to: Endpoint, datagram: Vec<u8> },
+    Send {
+        to: Endpoint,
+        datagram: Vec<u8>,
+    },
     /// Make these durable and say so with [`Coordinator::handle_stored`].
-    Store { id: u64, ops: Vec<StoreOp> },
+    Store {
+        id: u64,
+        ops: Vec<StoreOp>,
+    },
     /// The sessions changed; publish [`Coordinator::sessions`].
     SessionsChanged,
     /// A relay channel between two members exists; each leg has its token. Repeated now and then.
-    Channel { one: (PeerIdx, ChannelToken), other: (PeerIdx, ChannelToken) },
+    Channel {
+        one: (PeerIdx, ChannelToken),
+        other: (PeerIdx, ChannelToken),
+    },
     /// Where a member is now. Repeated now and then.
-    Placed { member: PeerIdx, endpoint: Option<Endpoint> },
+    Placed {
+        member: PeerIdx,
+        endpoint: Option<Endpoint>,
+    },
     /// The answer to a command.
-    Reply { request: u64, reply: Reply },
+    Reply {
+        request: u64,
+        reply: Reply,
+    },
     /// For the log of the server.
     Event(Event),
 }
@@ -292,7 +307,8 @@ impl Coordinator {
         }
         if self.tell_at.is_some_and(|at| now >= at) {
             self.tell_at = None;
-            let behind: Vec<_> = self.members.iter().filter(|(_, m)| m.endpoint.is_some()).map(|(key, _)| *key).collect();
+            let behind: Vec<_> =
+                self.members.iter().filter(|(_, m)| m.endpoint.is_some()).map(|(key, _)| *key).collect();
             behind.into_iter().for_each(|key| self.tell(&key, now));
         }
         let due: Vec<_> = self
@@ -316,13 +332,20 @@ impl Coordinator {
             Kind::Ctrl => {
                 let header = SealedHeader::parse(datagram)?;
                 let Some(session) = self.session(header.receiver) else {
-                    self.send(from, Hint { reason: HintReason::NoSession, index: header.receiver, counter: header.counter }.to_bytes().to_vec());
+                    self.send(
+                        from,
+                        Hint { reason: HintReason::NoSession, index: header.receiver, counter: header.counter }
+                            .to_bytes()
+                            .to_vec(),
+                    );
                     return Err(DropReason::UnknownSession);
                 };
                 let plain = session.open(&header, datagram)?.to_vec();
                 self.handle_control(&session, from, &plain, now)
             }
-            Kind::Init | Kind::Resp | Kind::Cookie | Kind::Enrol1 | Kind::Enrol3 => self.handle_handshake(from, datagram, now),
+            Kind::Init | Kind::Resp | Kind::Cookie | Kind::Enrol1 | Kind::Enrol3 => {
+                self.handle_handshake(from, datagram, now)
+            }
             Kind::Hint => {
                 let hint = Hint::parse(datagram)?;
                 self.handle_hint(hint, now);
@@ -374,9 +397,14 @@ impl Coordinator {
                     }
                 }
             }
-            Kind::Data | Kind::Ctrl | Kind::Agg | Kind::Frag | Kind::Cookie | Kind::Hint | Kind::Relay | Kind::Enrol2 => {
-                Err(DropReason::Malformed)
-            }
+            Kind::Data
+            | Kind::Ctrl
+            | Kind::Agg
+            | Kind::Frag
+            | Kind::Cookie
+            | Kind::Hint
+            | Kind::Relay
+            | Kind::Enrol2 => Err(DropReason::Malformed),
         }
     }
 
@@ -554,7 +582,8 @@ impl Coordinator {
         let Some(member) = self.members.get(key) else { return };
         let known = member.record.clone();
         let token = member.token;
-        if self.pending.values().any(|pending| matches!(pending, Pending::Grant { key: waiting, .. } if waiting == key)) {
+        if self.pending.values().any(|pending| matches!(pending, Pending::Grant { key: waiting, .. } if waiting == key))
+        {
             return;
         }
         if let Some(record) = &known
@@ -692,7 +721,11 @@ impl Coordinator {
     fn entry(&self, key: &PublicKey) -> Option<MapEntry> {
         let member = self.members.get(key)?;
         let record = member.record.as_ref()?;
-        Some(MapEntry { name: record.name.clone(), certificate: self.certify(record), online: member.endpoint.is_some() })
+        Some(MapEntry {
+            name: record.name.clone(),
+            certificate: self.certify(record),
+            online: member.endpoint.is_some(),
+        })
     }
 
     /// Introduces two members: the one who asks gets the other's addresses and a relay channel, and so does the other.
@@ -709,8 +742,7 @@ impl Coordinator {
         let (one, other) = (self.members[&pair.0].idx, self.members[&pair.1].idx);
         self.outputs.push_back(Output::Channel { one: (one, low), other: (other, high) });
         let (asker_token, wanted_token) = if pair.0 == *asker { (low, high) } else { (high, low) };
-        for (to, about, token, introduced) in
-            [(asker, wanted, asker_token, false), (wanted, asker, wanted_token, true)]
+        for (to, about, token, introduced) in [(asker, wanted, asker_token, false), (wanted, asker, wanted_token, true)]
         {
             let Some(entry) = self.entry(about) else { continue };
             let candidates = self.candidates(about);
@@ -982,7 +1014,8 @@ impl Coordinator {
         }
         let Self { index_of, members, .. } = self;
         if index_of.len() > 8 * members.len() + 64 {
-            index_of.retain(|index, key| members.get(key).is_some_and(|member| member.link.indices().any(|i| i == *index)));
+            index_of
+                .retain(|index, key| members.get(key).is_some_and(|member| member.link.indices().any(|i| i == *index)));
         }
     }
 
@@ -1091,7 +1124,9 @@ impl Coordinator {
     }
 
     fn reply(&mut self, key: &PublicKey, session: &Arc<Session>, message: &Control) {
-        let Some(to) = self.members.get(key).and_then(|member| member.endpoint.or(member.handshake_from)) else { return };
+        let Some(to) = self.members.get(key).and_then(|member| member.endpoint.or(member.handshake_from)) else {
+            return;
+        };
         if let Ok(datagram) = session.seal_control(&message.to_bytes()) {
             self.send(to, datagram);
         }

@@ -39,6 +39,8 @@ pub const GIVE_UP: Duration = Duration::from_secs(90);
 const REKEY_AFTER: Duration = Duration::from_secs(120);
 /// The other side renews it at this age, when the first has not.
 const REKEY_OTHER_SIDE: Duration = Duration::from_secs(170);
+/// How often an unused link whose renewal is due looks whether it is used.
+const REKEY_CHECK: Duration = Duration::from_secs(5);
 /// Keys are not used beyond this age.
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// A session is renewed only if frames passed within this time, or the link is kept for good.
@@ -151,6 +153,8 @@ pub struct Link {
     retry: Option<Retry>,
     freshest: (u64, u32),
     hint_after: Option<Instant>,
+    /// A renewal was due and nobody used the link: ask again then.
+    rekey_after: Option<Instant>,
     previous: Option<Arc<Session>>,
     current: Option<Arc<Session>>,
     next: Option<Arc<Session>>,
@@ -170,6 +174,7 @@ impl Link {
             retry: None,
             freshest: (0, 0),
             hint_after: None,
+            rekey_after: None,
             previous: None,
             current: None,
             next: None,
@@ -180,6 +185,7 @@ impl Link {
         self.remote
     }
 
+    /// What passed over the link.
     pub fn meter(&self) -> &Arc<Meter> {
         &self.meter
     }
@@ -220,7 +226,11 @@ impl Link {
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let retry = self.retry.as_ref().map(|retry| retry.at);
-        let rekey = self.current.as_ref().filter(|_| self.retry.is_none()).map(|session| rekey_at(session));
+        let rekey = self
+            .current
+            .as_ref()
+            .filter(|_| self.retry.is_none())
+            .map(|session| self.rekey_after.map_or(rekey_at(session), |after| rekey_at(session).max(after)));
         let reject = self.sessions().map(|session| session.born + REJECT_AFTER).min();
         [retry, rekey, reject].into_iter().flatten().min()
     }
@@ -235,8 +245,12 @@ impl Link {
             }
         }
         let wanted = self.kept || used.is_some_and(|used| now.saturating_duration_since(used) < USED_WITHIN);
-        if wanted && self.current.as_ref().is_some_and(|session| now >= rekey_at(session)) {
-            self.start(now);
+        if self.current.as_ref().is_some_and(|session| now >= rekey_at(session)) {
+            if wanted {
+                self.start(now);
+            } else {
+                self.rekey_after = Some(now + REKEY_CHECK);
+            }
         }
         if self.retry.as_ref().is_some_and(|retry| now >= retry.until) {
             self.retry = None;

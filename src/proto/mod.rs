@@ -1,8 +1,8 @@
 //! Sans-IO state machines.
 pub mod admission;
 pub mod backoff;
-pub mod cookie;
 pub mod changes;
+pub mod cookie;
 pub mod coordinator;
 pub mod crypto;
 pub mod fdb;

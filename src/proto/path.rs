@@ -214,7 +214,12 @@ impl Paths {
     }
 
     /// A reply to a probe, from the route it came by.
-    pub fn handle_reply(&mut self, route: &Route, (sequence, challenge): (u32, u64), now: Instant) -> Option<PathEvent> {
+    pub fn handle_reply(
+        &mut self,
+        route: &Route,
+        (sequence, challenge): (u32, u64),
+        now: Instant,
+    ) -> Option<PathEvent> {
         let path = self.list.iter_mut().find(|path| path.route == *route)?;
         let sent = [path.outstanding, path.older]
             .into_iter()

@@ -1,1 +1,979 @@
+//! The client's peers: who is one, sessions and paths to each, and what they say to each other without the server.
 //!
+//! Frames do not pass here. The core keeps, for every member of the map, a [`Link`] (sessions) and [`Paths`] (ways),
+//! sets them up when the first frame wants one, and says when the published view has changed. A peer is whoever shows
+//! a certificate that the network signed; the map is only a hint of whom to dial.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::backoff::Backoff;
+use super::cookie::{Admit, Gate};
+use super::crypto::Trust;
+use super::guard::{PeerCredentials, Rights};
+use super::link::{Incoming, Link, Node};
+use super::map::{Gap, MapEvent, MemberMap};
+use super::path::{PathEvent, Paths, Probe};
+use super::session::{Epoch, Meter, Owner, Session};
+use crate::counters::DropReason;
+use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex};
+use crate::wire::cert::{CERT_LEN, Certificate};
+use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control, MapEntry};
+use crate::wire::handshake::{CookieReply, HandshakeView, Hint, HintReason};
+use crate::wire::header::{Kind, SealedHeader};
+
+/// Waits between questions to the server about one peer.
+const LOOKUP_RETRY: &[Duration] = &[
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+];
+/// Frames passed within this time: the path counts as busy.
+const BUSY: Duration = Duration::from_secs(3);
+/// Initiations of one peer answered in a second.
+const INITIATIONS_PER_SECOND: u32 = 10;
+/// Handshakes a second above which cookies are asked for.
+const LOAD_LIMIT: u32 = 100;
+/// The map is written down at most this often.
+const SAVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Direct addresses an initiation goes to besides the relay.
+const DIAL_MAX: usize = 6;
+
+/// What the peers core wants done.
+#[derive(Debug)]
+pub enum Output {
+    Send {
+        route: Route,
+        datagram: Vec<u8>,
+    },
+    /// For the server, if it is there.
+    ToServer(Control),
+    /// The set of peers, their sessions or routes changed; publish again.
+    Changed,
+    /// A session came up or its route moved: what is staged for the peer can go.
+    Ready(PeerIdx),
+    /// Nobody answers: what is staged is lost.
+    Unreachable(PeerIdx),
+    /// The map has this version.
+    MapAt(u64),
+    /// Write down what [`Peers::save`] gives.
+    Save,
+    Event(Event),
+}
+
+/// What an operator would be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Session { peer: String, route: Route },
+    PathChanged { peer: String, to: Option<Route> },
+    PathLost { peer: String, route: Route },
+    Left { peer: String },
+    Unreachable { peer: String },
+    Revoked { peer: String },
+}
+
+/// How a peer is reached, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerState {
+    Direct,
+    Relay,
+    /// A session is being made.
+    Searching,
+    /// Nobody has wanted to send; set up at the first frame.
+    Idle,
+    /// Not connected to the server, as far as the server says.
+    Offline,
+}
+
+/// A peer as others may see it.
+#[derive(Debug, Clone)]
+pub struct PeerDescription {
+    pub idx: PeerIdx,
+    pub key: PublicKey,
+    pub name: String,
+    pub certificate: Certificate,
+    pub online: bool,
+    pub state: PeerState,
+    pub route: Option<Route>,
+    pub srtt: Option<Duration>,
+    pub proven: Option<Instant>,
+    pub session: Option<Arc<Session>>,
+    pub meter: Arc<Meter>,
+}
+
+struct Peer {
+    idx: PeerIdx,
+    key: PublicKey,
+    link: Link,
+    paths: Paths,
+    channel: Option<crate::ids::ChannelToken>,
+    lookup: Option<(Instant, Backoff)>,
+    candidates: Vec<Candidate>,
+    /// Where the handshake that made the unconfirmed session came from.
+    handshake_via: Option<Route>,
+    answered: (Instant, u32),
+    probing: bool,
+    said_candidates: u32,
+}
+
+/// The core.
+pub struct Peers {
+    node: Node,
+    trust: Trust,
+    map: MemberMap,
+    epoch: Epoch,
+    gate: Gate,
+    peers: BTreeMap<PeerIdx, Peer>,
+    idx_of: BTreeMap<PublicKey, PeerIdx>,
+    index_of: BTreeMap<SessionIndex, PeerIdx>,
+    next_idx: u32,
+    /// Where the relay is; `None` while the server is away.
+    server: Option<Endpoint>,
+    /// The network's own prefixes: addresses in them are never paths.
+    overlay: Vec<IpNet>,
+    candidates: (u32, Vec<Candidate>),
+    direct: bool,
+    save_at: Option<Instant>,
+    mark_at: Instant,
+    timers: BTreeSet<(Instant, PeerIdx)>,
+    timer_of: BTreeMap<PeerIdx, Instant>,
+    rng: StdRng,
+    outputs: VecDeque<Output>,
+}
+
+impl Peers {
+    /// Peers of a network, from the stored map. With `direct` off every frame takes the relay.
+    pub fn new(
+        node: Node,
+        trust: Trust,
+        map: MemberMap,
+        direct: bool,
+        epoch: Epoch,
+        now: Instant,
+        seed: [u8; 32],
+    ) -> Self {
+        let mut rng = StdRng::from_seed(seed);
+        let gate = Gate::new(node.mac1_key(), LOAD_LIMIT, now, &mut rng);
+        let mut peers = Self {
+            node,
+            trust,
+            map,
+            epoch,
+            gate,
+            peers: BTreeMap::new(),
+            idx_of: BTreeMap::new(),
+            index_of: BTreeMap::new(),
+            next_idx: 0,
+            server: None,
+            overlay: Vec::new(),
+            candidates: (0, Vec::new()),
+            direct,
+            save_at: None,
+            mark_at: now,
+            timers: BTreeSet::new(),
+            timer_of: BTreeMap::new(),
+            rng,
+            outputs: VecDeque::new(),
+        };
+        let keys: Vec<_> = peers.map.iter().map(|(key, _)| *key).collect();
+        keys.into_iter().for_each(|key| drop(peers.peer_of(key, now)));
+        peers
+    }
+
+    /// The next thing to be done.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let first = self.timers.first().map(|(at, _)| *at);
+        [first, self.save_at, Some(self.mark_at)].into_iter().flatten().min()
+    }
+
+    /// The version of the map.
+    pub fn map_version(&self) -> u64 {
+        self.map.version()
+    }
+
+    /// The map and what proves it, to be written down.
+    pub fn save(&self) -> Vec<u8> {
+        self.map.save(&self.trust)
+    }
+
+    /// The highest epoch seen.
+    pub fn network_epoch(&self) -> u64 {
+        self.trust.epoch()
+    }
+
+    /// Our newest certificate and what it leases; the network's prefixes are never paths.
+    pub fn set_certificate(&mut self, certificate: [u8; CERT_LEN]) {
+        let Ok(parsed) = self.trust.check(&certificate) else { return };
+        self.node.certificate = certificate;
+        let prefix4 = ipnet::Ipv4Net::new(parsed.ip4, parsed.prefix4).ok().map(|net| IpNet::V4(net.trunc()));
+        let prefix6 =
+            parsed.ip6.and_then(|ip6| ipnet::Ipv6Net::new(ip6, parsed.prefix6).ok()).map(|net| IpNet::V6(net.trunc()));
+        self.overlay = prefix4.into_iter().chain(prefix6).collect();
+    }
+
+    /// Our own addresses, told to peers directly.
+    pub fn set_candidates(&mut self, list: Vec<Candidate>, now: Instant) {
+        if self.candidates.1 == list {
+            return;
+        }
+        self.candidates = (self.candidates.0 + 1, list);
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        for idx in idxs {
+            self.say_candidates(idx);
+            if let Some(peer) = self.peers.get_mut(&idx)
+                && peer.link.session().is_some()
+            {
+                peer.paths.begin_rounds(now);
+                self.reschedule(idx);
+            }
+        }
+    }
+
+    /// The server came (back) or went. Channels belong to one run of the server, so peers in use are looked up anew.
+    pub fn set_server(&mut self, server: Option<Endpoint>, now: Instant) {
+        if server.is_none() {
+            self.server = None;
+            // Frames may still pass if the server only stopped answering us: the relay stays until something better.
+            return;
+        }
+        self.server = server;
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        for idx in idxs {
+            let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            if peer.link.session().is_some() || peer.link.is_initiating() {
+                peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
+                self.reschedule(idx);
+            }
+        }
+    }
+
+    /// A frame waits for a peer.
+    pub fn want(&mut self, idx: PeerIdx, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        if peer.link.session().is_some() {
+            self.outputs.push_back(Output::Ready(idx));
+            return;
+        }
+        if !peer.link.is_initiating() {
+            peer.link.start(now);
+            peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
+        }
+        self.reschedule(idx);
+    }
+
+    /// What the server says of other members.
+    pub fn handle_server(&mut self, message: Control, now: Instant) {
+        match message {
+            Control::PeerDelta { from, to, head, reset, changes } => {
+                match self.map.apply((from, to, head, reset), &changes, &mut self.trust) {
+                    Ok(events) => self.map_changed(&events, now),
+                    // Saying again what we have asks for what is missing.
+                    Err(Gap) => {}
+                }
+                self.outputs.push_back(Output::MapAt(self.map.version()));
+            }
+            Control::PeerAnswer { entry, introduced, token, candidates } => {
+                self.handle_answer(&entry, introduced, token, candidates, now);
+            }
+            Control::Revoke(object) => self.handle_revocation(&object, None, now),
+            Control::Probe { .. }
+            | Control::ProbeReply { .. }
+            | Control::Candidates { .. }
+            | Control::Cert(_)
+            | Control::Goodbye { .. }
+            | Control::LeaseRequest { .. }
+            | Control::LeaseGrant { .. }
+            | Control::LeaseRefused { .. }
+            | Control::LeaseRelease
+            | Control::LeaseReleased
+            | Control::PeerLookup { .. }
+            | Control::MapHave { .. }
+            | Control::Observed { .. }
+            | Control::Stats { .. } => {}
+        }
+    }
+
+    fn map_changed(&mut self, events: &[MapEvent], now: Instant) {
+        for event in events {
+            match event {
+                MapEvent::Put(key) => {
+                    if let Some(idx) = self.peer_of(*key, now)
+                        && let Some(member) = self.map.get(key)
+                        && !self.trust.holds(&member.certificate)
+                    {
+                        self.close(idx, now);
+                    }
+                }
+                MapEvent::Removed(key) => {
+                    if let Some(idx) = self.idx_of.get(key).copied() {
+                        self.forget(idx);
+                    }
+                }
+            }
+        }
+        if !events.is_empty() {
+            self.outputs.push_back(Output::Changed);
+            self.save_at.get_or_insert(now + SAVE_INTERVAL);
+        }
+    }
+
+    fn handle_answer(
+        &mut self,
+        entry: &MapEntry,
+        introduced: bool,
+        token: crate::ids::ChannelToken,
+        candidates: Vec<Candidate>,
+        now: Instant,
+    ) {
+        let Ok(event) = self.map.put(entry, &mut self.trust) else { return };
+        let MapEvent::Put(key) = event else { return };
+        let Some(idx) = self.peer_of(key, now) else { return };
+        let server = self.server;
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        peer.lookup = None;
+        if peer.channel != Some(token) {
+            peer.channel = Some(token);
+            peer.paths.drop_relays();
+        }
+        if let Some(server) = server {
+            peer.paths.prove(Route::relayed(server, token), now);
+        }
+        peer.candidates = candidates;
+        let has_session = peer.link.session().is_some();
+        if has_session {
+            self.take_candidates(idx, now);
+            self.outputs.push_back(Output::Changed);
+        } else if self.peers[&idx].link.is_initiating() && !introduced {
+            // The first initiation could not go by the relay; now it can.
+            if let Some(peer) = self.peers.get_mut(&idx) {
+                peer.link.restart(now);
+            }
+        }
+        self.reschedule(idx);
+    }
+
+    /// Makes candidates of a peer into paths, once there is a session to probe them in.
+    fn take_candidates(&mut self, idx: PeerIdx, now: Instant) {
+        let overlay = self.overlay.clone();
+        let direct = self.direct;
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        if !direct {
+            return;
+        }
+        for candidate in peer.candidates.iter().take(CANDIDATES_MAX) {
+            if is_dialable(candidate.addr, &overlay) {
+                peer.paths.add(Route::direct(Endpoint::udp(candidate.addr)), now);
+            }
+        }
+        peer.probing = true;
+        self.reschedule(idx);
+    }
+
+    /// An authentic frame came by a route that is not the peer's: perhaps it moved. It is probed before it is used.
+    pub fn seen_from(&mut self, idx: PeerIdx, via: Route, now: Instant) {
+        let dialable = self.direct && is_dialable(via.endpoint.addr, &self.overlay);
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        if via.is_direct() && dialable && peer.link.session().is_some() {
+            peer.paths.add(via, now);
+            peer.probing = true;
+            self.reschedule(idx);
+        }
+    }
+
+    /// A datagram with its seal still on (not DATA).
+    ///
+    /// # Errors
+    ///
+    /// Why it was dropped; the caller counts it.
+    pub fn handle_datagram(&mut self, via: Route, datagram: &mut [u8], now: Instant) -> Result<(), DropReason> {
+        match Kind::of(datagram).ok_or(DropReason::Malformed)? {
+            Kind::Ctrl => {
+                let header = SealedHeader::parse(datagram)?;
+                let idx = self.index_of.get(&header.receiver).ok_or(DropReason::UnknownSession)?;
+                let session = self.peers[idx].link.sessions().find(|session| session.local_index == header.receiver);
+                let session = session.cloned().ok_or(DropReason::UnknownSession)?;
+                let plain = session.open(&header, datagram)?.to_vec();
+                self.handle_control(&session, via, &plain, now)
+            }
+            _ => self.handle_handshake(via, datagram, now),
+        }
+    }
+
+    /// A handshake datagram, a cookie or a hint.
+    ///
+    /// # Errors
+    ///
+    /// Why it was dropped; the caller counts it.
+    pub fn handle_handshake(&mut self, via: Route, datagram: &[u8], now: Instant) -> Result<(), DropReason> {
+        match Kind::of(datagram).ok_or(DropReason::Malformed)? {
+            Kind::Init => self.handle_init(via, &HandshakeView::parse(datagram)?, now),
+            Kind::Resp => self.handle_resp(via, &HandshakeView::parse(datagram)?, now),
+            Kind::Cookie => {
+                let reply = CookieReply::parse(datagram)?;
+                let idx = *self.index_of.get(&reply.receiver).ok_or(DropReason::UnknownSession)?;
+                let peer = self.peers.get_mut(&idx).ok_or(DropReason::UnknownSession)?;
+                peer.link.handle_cookie(&reply, now)?;
+                self.reschedule(idx);
+                Ok(())
+            }
+            Kind::Hint => {
+                let hint = Hint::parse(datagram)?;
+                if self.handle_hint(hint, now) { Ok(()) } else { Err(DropReason::UnknownSession) }
+            }
+            Kind::Data
+            | Kind::Ctrl
+            | Kind::Agg
+            | Kind::Frag
+            | Kind::Relay
+            | Kind::Enrol1
+            | Kind::Enrol2
+            | Kind::Enrol3 => Err(DropReason::Malformed),
+        }
+    }
+
+    fn handle_init(&mut self, via: Route, view: &HandshakeView<'_>, now: Instant) -> Result<(), DropReason> {
+        let from = via.is_direct().then_some(via.endpoint.addr);
+        match self.gate.admit(view, from, now, &mut self.rng) {
+            Admit::Yes => {}
+            Admit::Cookie(reply) => {
+                self.send(via, reply.to_bytes().to_vec());
+                return Err(DropReason::HandshakeFlood);
+            }
+            Admit::No(reason) => return Err(reason),
+        }
+        let incoming = Incoming::read(&self.node, view, &mut self.rng)?;
+        let certificate = self.trust.check(&incoming.payload.certificate)?;
+        if certificate.key != incoming.remote() || certificate.key == self.node.identity.public {
+            return Err(DropReason::BadCertificate);
+        }
+        let idx = self.admit(&incoming.payload.certificate, &certificate, now)?;
+        let index = self.fresh_index();
+        let peer = self.peers.get_mut(&idx).ok_or(DropReason::UnknownPeer)?;
+        if now.saturating_duration_since(peer.answered.0) >= Duration::from_secs(1) {
+            peer.answered = (now, 0);
+        }
+        peer.answered.1 += 1;
+        if peer.answered.1 > INITIATIONS_PER_SECOND {
+            return Err(DropReason::HandshakeFlood);
+        }
+        let (datagram, session) = peer.link.respond(&mut self.node, incoming, index, now)?;
+        peer.handshake_via = Some(via);
+        self.index_of.insert(session.local_index, idx);
+        self.send(via, datagram);
+        self.outputs.push_back(Output::Changed);
+        self.reschedule(idx);
+        Ok(())
+    }
+
+    fn handle_resp(&mut self, via: Route, view: &HandshakeView<'_>, now: Instant) -> Result<(), DropReason> {
+        let idx = *self.index_of.get(&view.header.receiver()).ok_or(DropReason::UnknownSession)?;
+        let trust = &mut self.trust;
+        let peer = self.peers.get_mut(&idx).ok_or(DropReason::UnknownSession)?;
+        let key = peer.key;
+        let mut seen = None;
+        let session = peer.link.handle_response(view, now, |payload| {
+            let certificate = trust.check(&payload.certificate)?;
+            if certificate.key != key {
+                return Err(DropReason::BadCertificate);
+            }
+            seen = Some((payload.certificate, certificate));
+            Ok(())
+        })?;
+        if let Some((signed, certificate)) = seen {
+            self.admit(&signed, &certificate, now)?;
+        }
+        // An empty message confirms the keys to the responder, so that it may send.
+        if let Ok(datagram) = session.seal_control(&[]) {
+            self.send(via, datagram);
+        }
+        self.session_up(idx, via, now);
+        Ok(())
+    }
+
+    /// A believable HINT: the peer has lost our session, so a new one is made while the old is still used.
+    pub fn handle_hint(&mut self, hint: Hint, now: Instant) -> bool {
+        if hint.reason != HintReason::NoSession {
+            return false;
+        }
+        let found = self
+            .peers
+            .values_mut()
+            .find_map(|peer| peer.link.handle_hint(hint.index, hint.counter, now).then_some(peer.idx));
+        if let Some(idx) = found {
+            self.reschedule(idx);
+        }
+        found.is_some()
+    }
+
+    /// The first authentic frame on a new session, opened by the data path.
+    pub fn confirmed(&mut self, session: &Arc<Session>, via: Route, now: Instant) {
+        let Owner::Peer(idx) = session.owner else { return };
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        if peer.link.confirm(session.local_index, now) {
+            self.session_up(idx, via, now);
+        }
+    }
+
+    /// Control messages of an authentic datagram, opened.
+    ///
+    /// # Errors
+    ///
+    /// Why it was dropped; the caller counts it.
+    pub fn handle_control(
+        &mut self,
+        session: &Arc<Session>,
+        via: Route,
+        plain: &[u8],
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let Owner::Peer(idx) = session.owner else { return Err(DropReason::UnknownPeer) };
+        let messages = Control::decode_list(plain)?;
+        session.meter.heard(self.epoch.ms(now));
+        session.confirm();
+        self.confirmed(session, via, now);
+        if self.peers.get(&idx).is_some_and(|peer| peer.paths.get(&via).is_none()) {
+            self.seen_from(idx, via, now);
+        }
+        for message in messages {
+            self.handle_message(idx, session, via, message, now);
+        }
+        Ok(())
+    }
+
+    fn handle_message(&mut self, idx: PeerIdx, session: &Arc<Session>, via: Route, message: Control, now: Instant) {
+        match message {
+            Control::Probe { sequence, challenge, sent_us, path, .. } => {
+                let reply = Control::ProbeReply { sequence, challenge, sent_us, path, observed: via.endpoint.addr };
+                if let Ok(datagram) = session.seal_control(&reply.to_bytes()) {
+                    self.send(via, datagram);
+                }
+            }
+            Control::ProbeReply { sequence, challenge, .. } => {
+                let Some(peer) = self.peers.get_mut(&idx) else { return };
+                let before = peer.paths.active();
+                let event = peer.paths.handle_reply(&via, (sequence, challenge), now);
+                self.paths_changed(idx, before, event, now);
+            }
+            Control::Candidates { list, .. } => {
+                let Some(peer) = self.peers.get_mut(&idx) else { return };
+                // What the server observed stays; the peer knows its own interfaces best.
+                let observed: Vec<_> =
+                    peer.candidates.iter().copied().filter(|c| c.kind == CandidateKind::Observed).collect();
+                peer.candidates = observed.into_iter().chain(list).collect();
+                self.take_candidates(idx, now);
+            }
+            Control::Revoke(object) => self.handle_revocation(&object, Some(idx), now),
+            Control::Cert(certificate) => {
+                if let Ok(parsed) = self.trust.check(&certificate)
+                    && self.peers.get(&idx).is_some_and(|peer| peer.key == parsed.key)
+                    && self.admit(&certificate, &parsed, now).is_ok()
+                {
+                    self.outputs.push_back(Output::Changed);
+                }
+            }
+            Control::Goodbye { .. } => {
+                let peer = self.name(idx);
+                self.close(idx, now);
+                self.event(Event::Left { peer });
+            }
+            // What only the server says, or hears.
+            Control::LeaseRequest { .. }
+            | Control::LeaseGrant { .. }
+            | Control::LeaseRefused { .. }
+            | Control::LeaseRelease
+            | Control::LeaseReleased
+            | Control::PeerLookup { .. }
+            | Control::PeerAnswer { .. }
+            | Control::PeerDelta { .. }
+            | Control::MapHave { .. }
+            | Control::Observed { .. }
+            | Control::Stats { .. } => {}
+        }
+    }
+
+    /// Takes up a revocation and passes it on: to everybody but whom it came from.
+    fn handle_revocation(&mut self, object: &[u8], from: Option<PeerIdx>, now: Instant) {
+        if self.trust.learn(object) != Ok(true) {
+            return;
+        }
+        self.save_at.get_or_insert(now + SAVE_INTERVAL);
+        let message = Control::Revoke(object.to_vec());
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        for idx in idxs {
+            let peer = &self.peers[&idx];
+            let holds = self.map.get(&peer.key).is_some_and(|member| self.trust.holds(&member.certificate));
+            if !holds {
+                let peer = self.name(idx);
+                self.close(idx, now);
+                self.event(Event::Revoked { peer });
+            } else if Some(idx) != from {
+                self.say(idx, &message);
+            }
+        }
+        self.outputs.push_back(Output::Changed);
+    }
+
+    /// A member that showed a signed certificate, whether the map knew it or not.
+    fn admit(
+        &mut self,
+        signed: &[u8; CERT_LEN],
+        certificate: &Certificate,
+        now: Instant,
+    ) -> Result<PeerIdx, DropReason> {
+        let key = certificate.key;
+        let known = self.map.get(&key);
+        if known.is_none_or(|member| member.certificate.issued <= certificate.issued && member.signed != *signed) {
+            let name = known.map_or_else(|| key.node_id().to_string(), |member| member.name.clone());
+            let online = known.is_none_or(|member| member.online);
+            self.map.put(&MapEntry { name, certificate: *signed, online }, &mut self.trust)?;
+            self.save_at.get_or_insert(now + SAVE_INTERVAL);
+        }
+        self.peer_of(key, now).ok_or(DropReason::UnknownPeer)
+    }
+
+    fn session_up(&mut self, idx: PeerIdx, via: Route, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        peer.handshake_via = None;
+        peer.lookup = peer.lookup.take().filter(|_| peer.channel.is_none());
+        let before = peer.paths.active();
+        let event = peer.paths.prove(via, now);
+        if let (Some(server), Some(token)) = (self.server, peer.channel) {
+            peer.paths.prove(Route::relayed(server, token), now);
+        }
+        peer.probing = true;
+        self.paths_changed(idx, before, event, now);
+        let (peer, route) = (self.name(idx), via);
+        self.event(Event::Session { peer, route });
+        self.take_candidates(idx, now);
+        self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.said_candidates = u32::MAX);
+        self.say_candidates(idx);
+        let objects: Vec<Vec<u8>> = self.trust.revocations().map(<[u8]>::to_vec).collect();
+        objects.into_iter().for_each(|object| self.say(idx, &Control::Revoke(object)));
+        self.outputs.push_back(Output::Changed);
+        self.outputs.push_back(Output::Ready(idx));
+        self.reschedule(idx);
+    }
+
+    fn paths_changed(&mut self, idx: PeerIdx, before: Option<Route>, event: Option<PathEvent>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let after = peer.paths.active();
+        let key = peer.key;
+        if let Some(PathEvent::Validated(route)) = event
+            && route.is_direct()
+        {
+            self.map.reached(&key, route.endpoint.addr);
+            self.save_at.get_or_insert(now + SAVE_INTERVAL);
+        }
+        if let Some(PathEvent::Lost(route)) = event {
+            let peer = self.name(idx);
+            self.event(Event::PathLost { peer, route });
+        }
+        if before != after {
+            let peer = self.name(idx);
+            self.event(Event::PathChanged { peer, to: after });
+            self.outputs.push_back(Output::Changed);
+            self.outputs.push_back(Output::Ready(idx));
+        }
+        self.reschedule(idx);
+    }
+
+    /// Lets time pass.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        // Each peer once: what is due again at once waits for the next call.
+        let due: Vec<_> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, idx)| *idx).collect();
+        for idx in due {
+            self.run_peer(idx, now);
+            self.reschedule(idx);
+        }
+        if now >= self.mark_at {
+            self.mark_at = now + Duration::from_secs(1);
+            self.peers.values().for_each(|peer| peer.link.mark(now));
+            self.sweep_indices();
+        }
+        if self.save_at.is_some_and(|at| now >= at) {
+            self.save_at = None;
+            self.outputs.push_back(Output::Save);
+        }
+    }
+
+    fn run_peer(&mut self, idx: PeerIdx, now: Instant) {
+        let index = self.fresh_index();
+        let epoch = self.epoch;
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let used = peer.link.meter().used_ms().map(|ms| epoch.at(ms));
+        let due = peer.link.handle_timeout(now, used);
+        if due.changed {
+            self.outputs.push_back(Output::Changed);
+        }
+        if due.gave_up && peer.link.session().is_none() {
+            peer.lookup = None;
+            let peer = self.name(idx);
+            self.event(Event::Unreachable { peer });
+            self.outputs.push_back(Output::Unreachable(idx));
+            return;
+        }
+        if due.initiate {
+            self.dial(idx, index, now);
+        }
+        self.run_lookup(idx, now);
+        self.run_probes(idx, used, now);
+    }
+
+    /// Sends an initiation by every way that might lead to the peer: the relay, where it was last, what it says.
+    fn dial(&mut self, idx: PeerIdx, index: SessionIndex, now: Instant) {
+        let last_direct = self.peers.get(&idx).and_then(|peer| self.map.get(&peer.key)).and_then(|m| m.last_direct);
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let Ok(datagram) = peer.link.initiate(&mut self.node, index, now, &mut self.rng) else {
+            peer.link.close();
+            return;
+        };
+        let mut routes = Vec::new();
+        routes.extend(peer.paths.active());
+        if let (Some(server), Some(token)) = (self.server, peer.channel) {
+            routes.push(Route::relayed(server, token));
+        }
+        if self.direct {
+            let said = peer.candidates.iter().map(|candidate| candidate.addr);
+            let dialable = last_direct.into_iter().chain(said).filter(|addr| is_dialable(*addr, &self.overlay));
+            routes.extend(dialable.take(DIAL_MAX).map(|addr| Route::direct(Endpoint::udp(addr))));
+        }
+        let mut sent = BTreeSet::new();
+        for route in routes {
+            if sent.insert(route) {
+                self.outputs.push_back(Output::Send { route, datagram: datagram.clone() });
+            }
+        }
+        self.index_of.insert(index, idx);
+    }
+
+    fn run_lookup(&mut self, idx: PeerIdx, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let Some((at, mut backoff)) = peer.lookup.take() else { return };
+        if now < at {
+            peer.lookup = Some((at, backoff));
+            return;
+        }
+        let wait = backoff.next(&mut self.rng);
+        peer.lookup = Some((now + wait, backoff));
+        self.outputs.push_back(Output::ToServer(Control::PeerLookup { key: peer.key }));
+    }
+
+    fn run_probes(&mut self, idx: PeerIdx, used: Option<Instant>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let Some(session) = peer.link.session().cloned() else {
+            peer.probing = false;
+            return;
+        };
+        let quiet = used.map(|used| now.saturating_duration_since(used));
+        if !peer.probing {
+            return;
+        }
+        let busy = quiet.is_some_and(|quiet| quiet < BUSY);
+        if busy {
+            peer.paths.wake(now);
+        }
+        let before = peer.paths.active();
+        let (probes, events) = peer.paths.handle_timeout(now, busy, &mut self.rng);
+        for Probe { route, sequence, challenge, path } in probes {
+            let probe = Control::Probe { sequence, challenge, sent_us: 0, path, padding: 0 };
+            if let Ok(datagram) = session.seal_control(&probe.to_bytes()) {
+                self.send(route, datagram);
+            }
+        }
+        for event in events {
+            self.paths_changed(idx, before, Some(event), now);
+        }
+    }
+
+    /// Peers as they are, for views and status.
+    pub fn describe(&self) -> Vec<PeerDescription> {
+        self.peers
+            .values()
+            .filter_map(|peer| {
+                let member = self.map.get(&peer.key)?;
+                let session = peer.link.session().cloned();
+                let route = session.as_ref().and(peer.paths.active());
+                let path = route.and_then(|route| peer.paths.get(&route));
+                let state = match route {
+                    Some(route) if route.is_direct() => PeerState::Direct,
+                    Some(_) => PeerState::Relay,
+                    None if peer.link.is_initiating() => PeerState::Searching,
+                    None if member.online => PeerState::Idle,
+                    None => PeerState::Offline,
+                };
+                Some(PeerDescription {
+                    idx: peer.idx,
+                    key: peer.key,
+                    name: member.name.clone(),
+                    certificate: member.certificate.clone(),
+                    online: member.online,
+                    state,
+                    route,
+                    srtt: path.and_then(|path| path.srtt),
+                    proven: path.and_then(|path| path.proven),
+                    session,
+                    meter: peer.link.meter().clone(),
+                })
+            })
+            .collect()
+    }
+
+    /// All sessions that may receive.
+    pub fn sessions(&self) -> impl Iterator<Item = Arc<Session>> {
+        self.peers.values().flat_map(|peer| peer.link.sessions()).cloned()
+    }
+
+    /// Tells every peer that we end.
+    pub fn goodbye(&mut self) {
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        idxs.into_iter().for_each(|idx| self.say(idx, &Control::Goodbye { reason: 0 }));
+    }
+
+    fn peer_of(&mut self, key: PublicKey, now: Instant) -> Option<PeerIdx> {
+        if key == self.node.identity.public {
+            return None;
+        }
+        if let Some(idx) = self.idx_of.get(&key) {
+            return Some(*idx);
+        }
+        let idx = PeerIdx(self.next_idx);
+        self.next_idx += 1;
+        self.idx_of.insert(key, idx);
+        self.peers.insert(
+            idx,
+            Peer {
+                idx,
+                key,
+                link: Link::new(Owner::Peer(idx), key, &self.node, Arc::default(), false),
+                paths: Paths::default(),
+                channel: None,
+                lookup: None,
+                candidates: Vec::new(),
+                handshake_via: None,
+                answered: (now, 0),
+                probing: false,
+                said_candidates: 0,
+            },
+        );
+        Some(idx)
+    }
+
+    fn close(&mut self, idx: PeerIdx, _now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&idx) {
+            peer.link.close();
+            peer.paths.clear();
+            (peer.channel, peer.lookup, peer.probing) = (None, None, false);
+            self.outputs.push_back(Output::Changed);
+        }
+        self.reschedule(idx);
+    }
+
+    fn forget(&mut self, idx: PeerIdx) {
+        if let Some(mut peer) = self.peers.remove(&idx) {
+            peer.link.close();
+            self.idx_of.remove(&peer.key);
+            self.index_of.retain(|_, owner| *owner != idx);
+            if let Some(at) = self.timer_of.remove(&idx) {
+                self.timers.remove(&(at, idx));
+            }
+            self.outputs.push_back(Output::Changed);
+        }
+    }
+
+    fn reschedule(&mut self, idx: PeerIdx) {
+        let next = self.peers.get(&idx).and_then(|peer| {
+            let probes = peer.paths.poll_timeout().filter(|_| peer.probing && peer.link.session().is_some());
+            [peer.link.poll_timeout(), peer.lookup.as_ref().map(|(at, _)| *at), probes].into_iter().flatten().min()
+        });
+        if let Some(at) = self.timer_of.remove(&idx) {
+            self.timers.remove(&(at, idx));
+        }
+        if let Some(at) = next {
+            self.timers.insert((at, idx));
+            self.timer_of.insert(idx, at);
+        }
+    }
+
+    fn sweep_indices(&mut self) {
+        let Self { index_of, peers, .. } = self;
+        if index_of.len() > 6 * peers.len() + 64 {
+            index_of
+                .retain(|index, idx| peers.get(idx).is_some_and(|peer| peer.link.indices().any(|used| used == *index)));
+        }
+    }
+
+    fn fresh_index(&mut self) -> SessionIndex {
+        loop {
+            let index = SessionIndex::for_peer(self.rng.next_u32());
+            if !self.index_of.contains_key(&index) {
+                return index;
+            }
+        }
+    }
+
+    fn say_candidates(&mut self, idx: PeerIdx) {
+        let (generation, list) = self.candidates.clone();
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        if peer.said_candidates != generation && self.direct {
+            peer.said_candidates = generation;
+            self.say(idx, &Control::Candidates { generation, list });
+        }
+    }
+
+    fn say(&mut self, idx: PeerIdx, message: &Control) {
+        let Some(peer) = self.peers.get(&idx) else { return };
+        let (Some(session), Some(route)) = (peer.link.session(), peer.paths.active()) else { return };
+        if let Ok(datagram) = session.seal_control(&message.to_bytes()) {
+            self.send(route, datagram);
+        }
+    }
+
+    fn name(&self, idx: PeerIdx) -> String {
+        let peer = self.peers.get(&idx);
+        let member = peer.and_then(|peer| self.map.get(&peer.key));
+        member.map_or_else(|| idx.to_string(), |member| member.name.clone())
+    }
+
+    fn send(&mut self, route: Route, datagram: Vec<u8>) {
+        self.outputs.push_back(Output::Send { route, datagram });
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+}
+
+/// The facts that frames of a member are checked against.
+pub fn credentials(certificate: &Certificate) -> PeerCredentials {
+    PeerCredentials {
+        mac: certificate.mac,
+        ip4: Some(certificate.ip4),
+        ip6: certificate.ip6,
+        rights: Rights(certificate.rights),
+    }
+}
+
+/// Whether an address may be a path: a unicast address outside the network itself, with a port.
+pub fn is_dialable(addr: SocketAddr, overlay: &[IpNet]) -> bool {
+    let ip = addr.ip().to_canonical();
+    let scoped = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    addr.port() != 0
+        && !ip.is_unspecified()
+        && !ip.is_multicast()
+        && !broadcast
+        && !scoped
+        && !overlay.iter().any(|net| net.contains(&ip))
+}

@@ -1,1 +1,734 @@
+//! The client's conversation with its server: first contact, attachment, lease, keepalives, and finding the server
+//! again when it was away.
 //!
+//! It never gives up and never tears anything down by itself: peers live on without the server. What the server says of
+//! other members is passed on as it is; the member map is the peer table's.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use zeroize::Zeroizing;
+
+use super::backoff::Backoff;
+use super::cookie::Macs;
+use super::crypto::{Secret32, TransportKeys, enrol_mac1_key, transport_keys};
+use super::link::{Incoming, Link, Node};
+use super::noise::{NoiseError, XxInitiator};
+use super::session::{Meter, Owner, Session, SessionParts};
+use crate::counters::DropReason;
+use crate::ids::{Endpoint, NetworkId, PublicKey, SessionIndex};
+use crate::wire::cert::CERT_LEN;
+use crate::wire::control::{Candidate, Control, RefusalCode};
+use crate::wire::handshake::{CookieReply, HandshakeHeader, HandshakeView, Hint, HintReason};
+use crate::wire::header::{Kind, SealedHeader};
+use crate::wire::join::fingerprint;
+
+/// Keepalive to the server, give or take a tenth: below the 30 s after which many NATs forget.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// A keepalive without an answer is sent again after this long.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// Keepalives in a row without an answer after which the server counts as away.
+const MISSED_MAX: u32 = 3;
+/// Requests (for the lease) are repeated until they are answered.
+const REQUEST_RETRY: Duration = Duration::from_millis(500);
+/// Statistics for the server's map.
+const STATS_INTERVAL: Duration = Duration::from_secs(10);
+/// Refusals of an enrolment (which anybody could forge) before they are believed.
+const REFUSALS_BELIEVED: u32 = 3;
+/// First messages of an enrolment without any answer after which the user is told.
+const ENROL_QUIET: Duration = Duration::from_secs(5);
+/// Waits between the messages of an enrolment.
+const ENROL_RETRY: &[Duration] = &[
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
+
+/// What first contact needs.
+pub struct Join {
+    /// Of the server's key, from the join line.
+    pub fingerprint: [u8; 16],
+    pub token_id: u64,
+    pub psk: Secret32,
+}
+
+/// What a client remembers of its network for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pinned {
+    pub server: PublicKey,
+    pub network: NetworkId,
+    /// The key that signs certificates.
+    pub signer: [u8; 32],
+}
+
+/// What the link wants done.
+#[derive(Debug)]
+pub enum Output {
+    Send {
+        to: Endpoint,
+        datagram: Vec<u8>,
+    },
+    /// Publish [`ServerLink::sessions`].
+    SessionsChanged,
+    /// First contact made: remember this.
+    Pinned(Pinned),
+    /// The lease, new or again: the certificate says which addresses.
+    Leased {
+        certificate: [u8; CERT_LEN],
+        epoch: u64,
+        name: String,
+    },
+    /// The server is there, at this endpoint.
+    Attached(Endpoint),
+    /// It does not answer.
+    Detached,
+    /// For the peer table: `PeerDelta`, `PeerAnswer`, `Revoke`.
+    Passed(Control),
+    /// How the server sees us.
+    Observed(SocketAddr),
+    /// It cannot go on without the user.
+    Refused(Refusal),
+    /// The lease was given back.
+    Released,
+}
+
+/// Why a client does not get into its network. The text says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(
+        "the server did not accept the invitation: it is wrong, has expired or was used by another machine; ask for a new one (`eps-actor invite` at the server)"
+    )]
+    Token,
+    #[error(
+        "a server answers, but not the one of the join line: its key has another fingerprint; check the address, or ask for a new join line"
+    )]
+    OtherServer,
+    #[error(
+        "the server does not know this machine (any more): its lease was taken back; join again with a new invitation (`eps-actor invite` at the server)"
+    )]
+    NotAMember,
+    #[error("the server refused: {text}")]
+    Lease { code: RefusalCode, text: String },
+}
+
+enum Enrolment {
+    Waiting(Box<XxInitiator>, HandshakeHeader),
+    Sent { message: Vec<u8>, keys: Option<TransportKeys>, parts: Parts },
+}
+
+#[derive(Clone, Copy)]
+struct Parts {
+    server: PublicKey,
+    network: NetworkId,
+    signer: [u8; 32],
+    suite: super::crypto::Suite,
+    local: SessionIndex,
+    remote: SessionIndex,
+    from: Endpoint,
+}
+
+/// The core.
+pub struct ServerLink {
+    node: Node,
+    name: String,
+    servers: Vec<Endpoint>,
+    join: Option<Join>,
+    enrolment: Option<Enrolment>,
+    enrol_at: Option<Instant>,
+    enrol_started: Option<Instant>,
+    enrol_backoff: Backoff,
+    enrol_macs: Option<Macs>,
+    refusals: u32,
+    pinned: Option<Pinned>,
+    link: Option<Link>,
+    meter: Arc<Meter>,
+    endpoint: Option<Endpoint>,
+    attached: bool,
+    leased: bool,
+    releasing: bool,
+    request_at: Option<Instant>,
+    keepalive_at: Option<Instant>,
+    missed: u32,
+    heard: Option<Instant>,
+    stats_at: Instant,
+    map_version: u64,
+    ack: bool,
+    candidates: (u32, Vec<Candidate>),
+    stats: Option<Control>,
+    rng: StdRng,
+    outputs: VecDeque<Output>,
+}
+
+impl ServerLink {
+    /// A link that begins at once. With `pinned` it knows its server; else `join` makes first contact. `node.network`
+    /// is set from what is pinned.
+    pub fn new(
+        mut node: Node,
+        name: String,
+        pinned: Option<Pinned>,
+        join: Option<Join>,
+        now: Instant,
+        seed: [u8; 32],
+    ) -> Self {
+        let meter = Arc::new(Meter::default());
+        let link = pinned.map(|pinned| {
+            node.network = pinned.network;
+            let mut link = Link::new(Owner::Server, pinned.server, &node, meter.clone(), true);
+            link.start(now);
+            link
+        });
+        Self {
+            node,
+            name,
+            servers: Vec::new(),
+            enrol_macs: join.as_ref().map(|join| Macs::new(enrol_mac1_key(&join.fingerprint))),
+            enrol_at: (pinned.is_none() && join.is_some()).then_some(now),
+            join,
+            enrolment: None,
+            enrol_started: None,
+            enrol_backoff: Backoff::new(ENROL_RETRY),
+            refusals: 0,
+            pinned,
+            link,
+            meter,
+            endpoint: None,
+            attached: false,
+            leased: false,
+            releasing: false,
+            request_at: None,
+            keepalive_at: None,
+            missed: 0,
+            heard: None,
+            stats_at: now + STATS_INTERVAL,
+            map_version: 0,
+            ack: false,
+            candidates: (0, Vec::new()),
+            stats: None,
+            rng: StdRng::from_seed(seed),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Where the server may be: every address of every name, all tried at once.
+    pub fn set_servers(&mut self, servers: Vec<Endpoint>, now: Instant) {
+        if self.servers != servers {
+            self.servers = servers;
+            if !self.attached {
+                self.kick(now);
+            }
+        }
+    }
+
+    /// Our own addresses, as candidates for peers.
+    pub fn set_candidates(&mut self, list: Vec<Candidate>) {
+        if self.candidates.1 != list {
+            self.candidates = (self.candidates.0 + 1, list);
+            self.say_candidates();
+        }
+    }
+
+    /// The version the member map has; acknowledges deltas.
+    pub fn set_map_version(&mut self, version: u64) {
+        self.map_version = version;
+        self.ack = true;
+    }
+
+    /// Our totals, to be sent with the next statistics.
+    pub fn set_stats(&mut self, stats: Control) {
+        self.stats = Some(stats);
+    }
+
+    /// The newest certificate, for handshakes.
+    pub fn set_certificate(&mut self, certificate: [u8; CERT_LEN]) {
+        self.node.certificate = certificate;
+    }
+
+    /// Something of the underlay changed: prove the server anew, at once.
+    pub fn uplinks_changed(&mut self, now: Instant) {
+        if self.attached {
+            self.keepalive_at = Some(now);
+        } else {
+            self.kick(now);
+        }
+    }
+
+    fn kick(&mut self, now: Instant) {
+        if let Some(link) = &mut self.link {
+            link.restart(now);
+        }
+        if self.enrol_at.is_some() {
+            self.enrol_at = Some(now);
+        }
+    }
+
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.filter(|_| self.attached)
+    }
+
+    pub fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    pub fn map_version(&self) -> u64 {
+        self.map_version
+    }
+
+    /// When the server was last heard.
+    pub fn heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if std::mem::take(&mut self.ack) && self.attached {
+            self.say(&Control::MapHave { version: self.map_version });
+        }
+        self.outputs.pop_front()
+    }
+
+    /// Sessions that datagrams of the server may carry.
+    pub fn sessions(&self) -> impl Iterator<Item = Arc<Session>> {
+        self.link.iter().flat_map(Link::sessions).cloned()
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let link = self.link.as_ref().and_then(Link::poll_timeout);
+        [link, self.enrol_at, self.request_at, self.keepalive_at, self.attached.then_some(self.stats_at)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.run_link(now);
+        if self.enrol_at.is_some_and(|at| now >= at) {
+            self.run_enrolment(now);
+        }
+        if self.request_at.is_some_and(|at| now >= at) {
+            self.request_at = Some(now + REQUEST_RETRY);
+            if self.releasing {
+                self.say(&Control::LeaseRelease);
+            } else {
+                self.say(&Control::LeaseRequest { name: self.name.clone() });
+            }
+        }
+        if self.keepalive_at.is_some_and(|at| now >= at) {
+            self.run_keepalive(now);
+        }
+        if now >= self.stats_at {
+            self.stats_at = now + STATS_INTERVAL;
+            if let Some(stats) = self.stats.take() {
+                self.say(&stats);
+            }
+        }
+    }
+
+    fn run_link(&mut self, now: Instant) {
+        let Some(link) = &mut self.link else { return };
+        if link.poll_timeout().is_none_or(|at| now < at) {
+            return;
+        }
+        let mut due = link.handle_timeout(now, Some(now));
+        if due.changed {
+            self.outputs.push_back(Output::SessionsChanged);
+            if link.session().is_none() {
+                due.gave_up = true;
+            }
+        }
+        if due.gave_up && link.session().is_none() {
+            link.start(now);
+            due.initiate = true;
+        }
+        if due.initiate {
+            let index = SessionIndex::for_server(self.rng.next_u32());
+            if let Ok(datagram) = link.initiate(&mut self.node, index, now, &mut self.rng) {
+                self.send_everywhere(&datagram);
+            }
+        }
+    }
+
+    fn run_keepalive(&mut self, now: Instant) {
+        if self.missed >= MISSED_MAX {
+            self.detach(now);
+            return;
+        }
+        self.missed += 1;
+        self.keepalive_at = Some(now + ANSWER_WITHIN);
+        if let Some(link) = &self.link {
+            link.mark(now);
+        }
+        self.say(&Control::MapHave { version: self.map_version });
+    }
+
+    fn run_enrolment(&mut self, now: Instant) {
+        let Some(join) = &self.join else { return };
+        self.enrol_at = Some(now + self.enrol_backoff.next(&mut self.rng));
+        self.enrol_started.get_or_insert(now);
+        if let Some(Enrolment::Sent { message, parts, .. }) = &self.enrolment {
+            // The last message may have been lost; after a while begin again.
+            if self.enrol_backoff.attempts() % 4 != 0 {
+                let (to, datagram) = (parts.from, message.clone());
+                self.outputs.push_back(Output::Send { to, datagram });
+                return;
+            }
+        }
+        let sender = SessionIndex::for_server(self.rng.next_u32());
+        let header = HandshakeHeader { kind: Kind::Enrol1, suites: self.node.suites.0, sender, detail: join.token_id };
+        let started_xx = XxInitiator::start(&self.node.identity, &join.psk, &header.to_bytes(), &mut self.rng);
+        let Ok((state, noise)) = started_xx else { return };
+        self.enrolment = Some(Enrolment::Waiting(Box::new(state), header));
+        if let Some(macs) = &mut self.enrol_macs {
+            let datagram = macs.finish(&header.to_bytes(), &noise, now);
+            self.send_everywhere(&datagram);
+        }
+    }
+
+    /// Whether first contact has been tried for a while without any answer.
+    pub fn is_unanswered(&self, now: Instant) -> bool {
+        self.enrol_started.is_some_and(|started| {
+            self.pinned.is_none() && self.heard.is_none() && now.saturating_duration_since(started) > ENROL_QUIET
+        })
+    }
+
+    /// A datagram from the server's side, with its seal still on.
+    ///
+    /// # Errors
+    ///
+    /// Why it was dropped; the caller counts it.
+    pub fn handle_datagram(&mut self, from: Endpoint, datagram: &mut [u8], now: Instant) -> Result<(), DropReason> {
+        match Kind::of(datagram).ok_or(DropReason::Malformed)? {
+            Kind::Ctrl => {
+                let header = SealedHeader::parse(datagram)?;
+                let session = self.sessions().find(|session| session.local_index == header.receiver);
+                let session = session.ok_or(DropReason::UnknownSession)?;
+                let plain = session.open(&header, datagram)?.to_vec();
+                self.handle_control(&session, from, &plain, now)
+            }
+            _ => self.handle_handshake(from, datagram, now),
+        }
+    }
+
+    /// A handshake datagram, a cookie or a hint.
+    ///
+    /// # Errors
+    ///
+    /// Why it was dropped; the caller counts it.
+    pub fn handle_handshake(&mut self, from: Endpoint, datagram: &[u8], now: Instant) -> Result<(), DropReason> {
+        match Kind::of(datagram).ok_or(DropReason::Malformed)? {
+            Kind::Hint => {
+                let hint = Hint::parse(datagram)?;
+                self.handle_hint(hint, now);
+                Ok(())
+            }
+            Kind::Cookie => {
+                let reply = CookieReply::parse(datagram)?;
+                if let (Some(Enrolment::Waiting(_, header)), Some(macs)) = (&self.enrolment, &mut self.enrol_macs)
+                    && header.sender == reply.receiver
+                {
+                    macs.take_cookie(&reply, now)?;
+                    self.enrol_at = Some(now);
+                    return Ok(());
+                }
+                self.link.as_mut().ok_or(DropReason::UnknownSession)?.handle_cookie(&reply, now)
+            }
+            Kind::Resp => {
+                let view = HandshakeView::parse(datagram)?;
+                let link = self.link.as_mut().ok_or(DropReason::UnknownSession)?;
+                link.handle_response(&view, now, |_| Ok(()))?;
+                self.outputs.push_back(Output::SessionsChanged);
+                self.attach(from, now);
+                Ok(())
+            }
+            Kind::Init => self.handle_init(from, &HandshakeView::parse(datagram)?, now),
+            Kind::Enrol2 => self.handle_enrol2(from, &HandshakeView::parse(datagram)?, now),
+            Kind::Data | Kind::Ctrl | Kind::Agg | Kind::Frag | Kind::Relay | Kind::Enrol1 | Kind::Enrol3 => {
+                Err(DropReason::Malformed)
+            }
+        }
+    }
+
+    /// The server calls: it restarted and knows where we were.
+    fn handle_init(&mut self, from: Endpoint, view: &HandshakeView<'_>, now: Instant) -> Result<(), DropReason> {
+        let link = self.link.as_mut().ok_or(DropReason::UnknownPeer)?;
+        let incoming = Incoming::read(&self.node, view, &mut self.rng)?;
+        if incoming.remote() != link.remote() {
+            return Err(DropReason::UnknownPeer);
+        }
+        let index = SessionIndex::for_server(self.rng.next_u32());
+        let (datagram, _) = link.respond(&mut self.node, incoming, index, now)?;
+        self.outputs.push_back(Output::Send { to: from, datagram });
+        self.outputs.push_back(Output::SessionsChanged);
+        Ok(())
+    }
+
+    fn handle_enrol2(&mut self, from: Endpoint, view: &HandshakeView<'_>, now: Instant) -> Result<(), DropReason> {
+        let Some(Enrolment::Waiting(_, header)) = &self.enrolment else { return Err(DropReason::UnknownSession) };
+        if view.header.receiver() != header.sender {
+            return Err(DropReason::UnknownSession);
+        }
+        let suite = self.node.suites.accept(view.header.suites).ok_or(DropReason::HandshakeRefused)?;
+        let local = header.sender;
+        let Some(Enrolment::Waiting(mut state, header)) = self.enrolment.take() else {
+            return Err(DropReason::UnknownSession);
+        };
+        let (server, welcome) = match state.read(view.noise) {
+            Ok(read) => read,
+            Err(NoiseError) => {
+                self.enrolment = Some(Enrolment::Waiting(state, header));
+                return Err(DropReason::NotAuthentic);
+            }
+        };
+        if self.join.as_ref().is_none_or(|join| fingerprint(&server) != join.fingerprint) {
+            self.outputs.push_back(Output::Refused(Refusal::OtherServer));
+            return Err(DropReason::NotAuthentic);
+        }
+        let remote = view.header.sender;
+        if welcome[40] != view.header.suites || welcome[41..45] != remote.0.to_le_bytes() {
+            return Err(DropReason::Malformed);
+        }
+        self.heard = Some(now);
+        let header = HandshakeHeader { kind: Kind::Enrol3, suites: 0, sender: local, detail: u64::from(remote.0) };
+        let payload = self.node.payload(0, local).to_bytes();
+        let (noise, split) = state.finish(&payload).map_err(|NoiseError| DropReason::NotAuthentic)?;
+        let macs = self.enrol_macs.as_mut().ok_or(DropReason::UnknownSession)?;
+        let message = macs.finish(&header.to_bytes(), &noise, now);
+        let parts = Parts {
+            server,
+            network: NetworkId(u64::from_le_bytes(welcome[..8].try_into().expect("eight bytes"))),
+            signer: welcome[8..40].try_into().expect("32 bytes"),
+            suite,
+            local,
+            remote,
+            from,
+        };
+        self.outputs.push_back(Output::Send { to: from, datagram: message.clone() });
+        self.enrolment = Some(Enrolment::Sent { message, keys: Some(transport_keys(&split, suite)), parts });
+        self.enrol_at = Some(now + REQUEST_RETRY);
+        self.enrol_done(now);
+        Ok(())
+    }
+
+    /// The handshake is complete for us; whether the token was good shows when the server answers inside the session.
+    fn enrol_done(&mut self, now: Instant) {
+        let Some(Enrolment::Sent { keys, parts, .. }) = &mut self.enrolment else { return };
+        let (Some(keys), parts) = (keys.take(), *parts) else { return };
+        self.node.network = parts.network;
+        let mut link = Link::new(Owner::Server, parts.server, &self.node, self.meter.clone(), true);
+        let session = Session::new(
+            SessionParts {
+                owner: Owner::Server,
+                remote: parts.server,
+                local_index: parts.local,
+                remote_index: parts.remote,
+                initiator: true,
+                suite: parts.suite,
+                meter: self.meter.clone(),
+                seal_key: keys.i2r,
+                open_key: keys.r2i,
+            },
+            now,
+        );
+        link.install(Arc::new(session), now);
+        self.link = Some(link);
+        self.outputs.push_back(Output::SessionsChanged);
+    }
+
+    fn handle_hint(&mut self, hint: Hint, now: Instant) {
+        match hint.reason {
+            HintReason::NoSession => {
+                if let Some(link) = &mut self.link {
+                    link.handle_hint(hint.index, hint.counter, now);
+                }
+            }
+            HintReason::EnrolRefused => {
+                let ours = matches!(&self.enrolment, Some(Enrolment::Sent { parts, .. }) if parts.local == hint.index);
+                if ours && self.pinned.is_none() {
+                    self.refusals += 1;
+                    self.enrolment = None;
+                    self.enrol_at = Some(now + Duration::from_millis(100));
+                    if self.refusals >= REFUSALS_BELIEVED {
+                        self.enrol_at = None;
+                        self.outputs.push_back(Output::Refused(Refusal::Token));
+                    }
+                }
+            }
+            HintReason::NotAMember => {
+                let ours = self.link.as_ref().is_some_and(|link| link.indices().any(|index| index == hint.index));
+                if ours {
+                    self.refusals += 1;
+                    if self.refusals >= REFUSALS_BELIEVED {
+                        self.refusals = 0;
+                        self.outputs.push_back(Output::Refused(Refusal::NotAMember));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Control messages of an authentic datagram, opened.
+    ///
+    /// # Errors
+    ///
+    /// Why it was dropped; the caller counts it.
+    pub fn handle_control(
+        &mut self,
+        session: &Arc<Session>,
+        from: Endpoint,
+        plain: &[u8],
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let messages = Control::decode_list(plain)?;
+        if session.confirm()
+            && let Some(link) = &mut self.link
+            && link.confirm(session.local_index, now)
+        {
+            self.attach(from, now);
+        }
+        if let Some(Enrolment::Sent { parts, .. }) = &self.enrolment
+            && parts.local == session.local_index
+        {
+            let pinned = Pinned { server: parts.server, network: parts.network, signer: parts.signer };
+            (self.enrolment, self.enrol_at) = (None, None);
+            self.pinned = Some(pinned);
+            self.outputs.push_back(Output::Pinned(pinned));
+            self.attach(from, now);
+        }
+        self.heard = Some(now);
+        for message in messages {
+            self.handle_message(session, from, message, now);
+        }
+        Ok(())
+    }
+
+    fn handle_message(&mut self, session: &Arc<Session>, from: Endpoint, message: Control, now: Instant) {
+        match message {
+            Control::LeaseGrant { certificate, signer, epoch, name } => {
+                if self.pinned.is_none_or(|pinned| pinned.signer != signer) {
+                    return;
+                }
+                (self.request_at, self.leased, self.refusals) = (None, true, 0);
+                self.node.certificate = certificate;
+                self.name.clone_from(&name);
+                self.outputs.push_back(Output::Leased { certificate, epoch, name });
+            }
+            Control::LeaseRefused { code, text } => {
+                self.request_at = None;
+                self.outputs.push_back(Output::Refused(Refusal::Lease { code, text }));
+            }
+            Control::LeaseReleased => {
+                if self.releasing {
+                    (self.request_at, self.leased) = (None, false);
+                    self.outputs.push_back(Output::Released);
+                }
+            }
+            Control::Cert(certificate) => {
+                self.node.certificate = certificate;
+                self.outputs.push_back(Output::Leased { certificate, epoch: 0, name: self.name.clone() });
+            }
+            Control::Observed { addr, .. } => {
+                self.missed = 0;
+                self.keepalive_at = Some(now + KEEPALIVE.mul_f64(self.rng.random_range(0.9..1.1)));
+                if !self.attached {
+                    self.attach(from, now);
+                }
+                self.outputs.push_back(Output::Observed(addr));
+            }
+            Control::Probe { sequence, challenge, sent_us, path, .. } => {
+                let reply = Control::ProbeReply { sequence, challenge, sent_us, path, observed: from.addr };
+                if let Ok(datagram) = session.seal_control(&reply.to_bytes()) {
+                    self.outputs.push_back(Output::Send { to: from, datagram });
+                }
+            }
+            Control::Goodbye { .. } => {
+                if let Some(link) = &mut self.link {
+                    link.close();
+                }
+                self.outputs.push_back(Output::SessionsChanged);
+                self.detach(now);
+            }
+            message @ (Control::PeerDelta { .. } | Control::PeerAnswer { .. } | Control::Revoke(_)) => {
+                self.outputs.push_back(Output::Passed(message));
+            }
+            // What only clients or peers say.
+            Control::ProbeReply { .. }
+            | Control::Candidates { .. }
+            | Control::LeaseRequest { .. }
+            | Control::LeaseRelease
+            | Control::PeerLookup { .. }
+            | Control::MapHave { .. }
+            | Control::Stats { .. } => {}
+        }
+    }
+
+    fn attach(&mut self, from: Endpoint, now: Instant) {
+        self.endpoint = Some(from);
+        self.attached = true;
+        self.missed = 0;
+        self.refusals = 0;
+        self.request_at = Some(now + REQUEST_RETRY);
+        self.keepalive_at = Some(now + ANSWER_WITHIN);
+        self.stats_at = now + Duration::from_secs(2);
+        self.outputs.push_back(Output::Attached(from));
+        self.say(&Control::LeaseRequest { name: self.name.clone() });
+        self.say_candidates();
+        self.say(&Control::MapHave { version: self.map_version });
+    }
+
+    fn detach(&mut self, now: Instant) {
+        (self.keepalive_at, self.request_at, self.missed) = (None, None, 0);
+        if let Some(link) = &mut self.link {
+            link.restart(now);
+        }
+        if std::mem::take(&mut self.attached) {
+            self.outputs.push_back(Output::Detached);
+        }
+    }
+
+    /// Sends something of the peer table to the server, if it is there.
+    pub fn say(&mut self, message: &Control) {
+        let (Some(link), Some(to)) = (&self.link, self.endpoint) else { return };
+        let Some(session) = link.session() else { return };
+        if let Ok(datagram) = session.seal_control(&message.to_bytes()) {
+            self.outputs.push_back(Output::Send { to, datagram });
+        }
+    }
+
+    fn say_candidates(&mut self) {
+        if self.attached {
+            let (generation, list) = self.candidates.clone();
+            self.say(&Control::Candidates { generation, list });
+        }
+    }
+
+    /// Gives the lease back; [`Output::Released`] when the server has taken it.
+    pub fn release(&mut self, now: Instant) {
+        self.releasing = true;
+        self.request_at = Some(now);
+    }
+
+    /// Tells the server that we end.
+    pub fn goodbye(&mut self) {
+        self.say(&Control::Goodbye { reason: 0 });
+    }
+
+    fn send_everywhere(&mut self, datagram: &[u8]) {
+        // Where it was last comes first, then every other address of every name.
+        let known = self.endpoint.into_iter();
+        let others = self.servers.iter().copied().filter(|server| Some(*server) != self.endpoint);
+        for to in known.chain(others).take(8).collect::<Vec<_>>() {
+            self.outputs.push_back(Output::Send { to, datagram: datagram.to_vec() });
+        }
+    }
+}
+
+/// What a join line's token gives.
+pub fn join(fingerprint: [u8; 16], token: Option<&crate::wire::join::Token>) -> Join {
+    let open = super::admission::open_token();
+    let token = token.unwrap_or(&open);
+    Join { fingerprint, token_id: token.id(), psk: Zeroizing::new(*token.psk()) }
+}
