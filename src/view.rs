@@ -3,14 +3,19 @@
 //! A view is loaded once per batch. The only thing in it that changes is a station's last-seen mark, an atomic the
 //! data path moves and the forwarding database reads when it ages its entries.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use arc_swap::ArcSwapOption;
 use foldhash::quality::RandomState;
 
-use crate::ids::{MacAddr, PeerIdx, VlanId};
+use crate::ids::{Endpoint, MacAddr, PeerIdx, PublicKey, Route, SessionIndex, VlanId};
+use crate::proto::guard::{PeerCredentials, StormBudget};
+use crate::proto::session::{Meter, Session};
+use crate::wire::ethernet::FrameView;
 
 /// Which peer a station is behind. Made by `proto::fdb::Fdb`; a clone shares everything.
 #[derive(Debug, Clone)]
@@ -126,3 +131,161 @@ pub(crate) fn millis_since(epoch: Instant, now: Instant) -> u64 {
 
 /// How old a last-seen mark has to be to be moved.
 const MARK_EVERY_MS: u64 = 1_000;
+
+/// The sessions a node receives on, by the index that datagrams carry.
+pub type Sessions = HashMap<SessionIndex, Arc<Session>, RandomState>;
+
+/// How to send to a peer at this moment.
+#[derive(Debug)]
+pub struct Outlet {
+    pub session: Arc<Session>,
+    pub route: Route,
+}
+
+/// What stays of a peer from one view to the next: what the data path writes.
+#[derive(Debug)]
+pub struct PeerHandle {
+    pub idx: PeerIdx,
+    pub key: PublicKey,
+    pub meter: Arc<Meter>,
+    outlet: ArcSwapOption<Outlet>,
+    staged: Mutex<Staged>,
+    wanted: AtomicBool,
+    /// When a foreign route was last told to the peer table: milliseconds since the epoch.
+    told_ms: AtomicU64,
+    storm: Mutex<Option<StormBudget>>,
+}
+
+#[derive(Debug, Default)]
+struct Staged {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+impl PeerHandle {
+    /// Frames and bytes kept for a peer without a session; the oldest go first.
+    pub const STAGED_FRAMES_MAX: usize = 256;
+    pub const STAGED_BYTES_MAX: usize = 256 * 1024;
+    /// A foreign route is told at most this often, in milliseconds.
+    const TELL_EVERY_MS: u64 = 250;
+
+    pub fn new(idx: PeerIdx, key: PublicKey, meter: Arc<Meter>) -> Self {
+        Self {
+            idx,
+            key,
+            meter,
+            outlet: ArcSwapOption::empty(),
+            staged: Mutex::default(),
+            wanted: AtomicBool::new(false),
+            told_ms: AtomicU64::new(0),
+            storm: Mutex::default(),
+        }
+    }
+
+    /// Session and route for frames to the peer, if there are any. Hot: once per frame.
+    pub fn outlet(&self) -> arc_swap::Guard<Option<Arc<Outlet>>> {
+        self.outlet.load()
+    }
+
+    /// Publishes how to send to the peer.
+    pub fn set_outlet(&self, outlet: Option<Outlet>) {
+        self.outlet.store(outlet.map(Arc::new));
+    }
+
+    /// Keeps a frame until there is a session; how many older ones had to go.
+    pub fn stage(&self, frame: &[u8]) -> u64 {
+        let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
+        staged.frames.push_back(frame.to_vec());
+        staged.bytes += frame.len();
+        let mut lost = 0;
+        while staged.frames.len() > Self::STAGED_FRAMES_MAX || staged.bytes > Self::STAGED_BYTES_MAX {
+            let Some(oldest) = staged.frames.pop_front() else { break };
+            staged.bytes -= oldest.len();
+            lost += 1;
+        }
+        lost
+    }
+
+    /// Takes what was kept, in order.
+    pub fn take_staged(&self) -> VecDeque<Vec<u8>> {
+        self.wanted.store(false, Relaxed);
+        let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
+        staged.bytes = 0;
+        std::mem::take(&mut staged.frames)
+    }
+
+    /// Whether the peer table has to be told that a frame waits: once until it was answered, and again when that
+    /// message was lost.
+    pub fn want(&self) -> bool {
+        !self.wanted.swap(true, Relaxed)
+    }
+
+    /// The message that a frame waits could not be given: it must be told again.
+    pub fn unwant(&self) {
+        self.wanted.store(false, Relaxed);
+    }
+
+    /// Whether to tell the peer table of a route; limited in time.
+    pub fn tell_route(&self, now_ms: u64) -> bool {
+        let told = self.told_ms.load(Relaxed);
+        let due = told == 0 || now_ms.saturating_sub(told) >= Self::TELL_EVERY_MS;
+        if due {
+            self.told_ms.store(now_ms.max(1), Relaxed);
+        }
+        due
+    }
+
+    /// Whether a broadcast or multicast frame of the peer is within its budget.
+    pub fn admit_group(&self, frame: &FrameView<'_>, now: Instant) -> bool {
+        let mut storm = self.storm.lock().unwrap_or_else(PoisonError::into_inner);
+        storm.get_or_insert_with(|| StormBudget::new(now)).admit(frame, now)
+    }
+}
+
+/// A peer in a view.
+#[derive(Debug, Clone)]
+pub struct PeerEntry {
+    pub handle: Arc<PeerHandle>,
+    pub name: String,
+    pub credentials: PeerCredentials,
+    /// Whether frames to everybody go to it: it is connected, or has a session.
+    pub flooded: bool,
+}
+
+/// All peers of a client, as the data path reads them.
+#[derive(Debug, Default)]
+pub struct PeerView {
+    pub peers: HashMap<PeerIdx, PeerEntry, RandomState>,
+    pub sessions: Sessions,
+    /// Addresses of members, for answers at the TAP.
+    pub directory: HashMap<IpAddr, MacAddr, RandomState>,
+    pub has_bridges: bool,
+}
+
+/// What the data path knows of this node and its server.
+#[derive(Debug, Default)]
+pub struct SelfView {
+    pub mac: Option<MacAddr>,
+    pub rights: u8,
+    pub ip4: Option<std::net::Ipv4Addr>,
+    pub ip6: Option<std::net::Ipv6Addr>,
+}
+
+/// The conversation with the server, as the data path needs it.
+#[derive(Debug, Default)]
+pub struct ServerView {
+    pub sessions: Vec<Arc<Session>>,
+    /// Where the server was last heard, and every address it may have.
+    pub endpoints: Vec<Endpoint>,
+    pub attached: bool,
+    pub endpoint: Option<Endpoint>,
+    /// Milliseconds since the epoch.
+    pub heard_ms: Option<u64>,
+}
+
+/// The members of a network, as the server's sockets read them.
+#[derive(Debug, Default)]
+pub struct MemberView {
+    pub sessions: Sessions,
+}
+

@@ -8,5 +8,7 @@ pub mod nft;
 pub mod signals;
 pub mod store;
 pub mod tap;
+pub mod tap_slot;
 pub mod tcp;
 pub mod udp;
+pub mod uplinks;

@@ -1,1 +1,13 @@
-//! Messages.
+//! The system's public vocabulary: plain structs, one file for each actor that receives them.
+//!
+//! Commands are imperative, notices past tense. Each carries state and not change, so that it may be lost, repeated or
+//! late. Nothing here is proportional to frames.
+
+pub mod coordinator;
+pub mod mac_learning;
+pub mod peer_table;
+pub mod relay;
+pub mod server_link;
+pub mod stats;
+pub mod store;
+pub mod tap_reader;

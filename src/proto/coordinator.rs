@@ -222,7 +222,8 @@ impl Coordinator {
             channels: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_write: 0,
-            next_idx: 0,
+            // Numbers of one run mean nobody in the next, so that an old session or channel is not taken for another's.
+            next_idx: (network.boots as u32) << 16,
             tell_at: None,
             epoch_at: now + EPOCH_LENGTH,
             sweep_at: now + Duration::from_secs(1),
@@ -270,6 +271,11 @@ impl Coordinator {
     /// The network's row as it is.
     pub fn network(&self) -> NetworkRecord {
         self.network
+    }
+
+    /// The newest version of the member map.
+    pub fn map_version(&self) -> u64 {
+        self.log.head()
     }
 
     /// The server's own key.

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rand::CryptoRng;
@@ -60,13 +61,20 @@ pub struct Node {
     /// Raised by one before the first handshake of each start.
     pub boot: u64,
     pub certificate: [u8; CERT_LEN],
-    sequence: u32,
+    /// Shared by every core of this start that shakes hands as this node, restarted ones included.
+    sequence: Arc<AtomicU32>,
 }
 
 impl Node {
     /// A node that begins its handshakes at (`boot`, 1).
     pub fn new(identity: Identity, network: NetworkId, network_psk: Secret32, suites: Suites, boot: u64) -> Self {
-        Self { identity, network, network_psk, suites, boot, certificate: [0; CERT_LEN], sequence: 0 }
+        Self { identity, network, network_psk, suites, boot, certificate: [0; CERT_LEN], sequence: Arc::default() }
+    }
+
+    /// Continues the freshness numbers of another core of the same start.
+    pub fn with_sequence(mut self, sequence: Arc<AtomicU32>) -> Self {
+        self.sequence = sequence;
+        self
     }
 
     /// The MAC1 key of what others send to us.
@@ -76,10 +84,9 @@ impl Node {
 
     /// A payload with the next freshness number.
     pub fn payload(&mut self, suites: u8, sender: SessionIndex) -> HandshakePayload {
-        self.sequence += 1;
         HandshakePayload {
             boot: self.boot,
-            sequence: self.sequence,
+            sequence: self.sequence.fetch_add(1, Relaxed) + 1,
             capabilities: 0,
             max_payload: u16::MAX,
             receive_modes: 0,
@@ -437,6 +444,14 @@ impl Link {
         self.hint_after = Some(now + HINT_INTERVAL);
         self.restart(now);
         true
+    }
+
+    /// Takes up a session that outlived the core that made it (the actor was restarted).
+    pub fn resume(&mut self, session: Arc<Session>) {
+        match &self.current {
+            Some(current) if current.born >= session.born => self.previous = Some(session),
+            Some(_) | None => self.previous = self.current.replace(session),
+        }
     }
 
     /// Notes where the send counters stand; about once a second.

@@ -15,6 +15,7 @@ pub mod noise;
 pub mod path;
 pub mod peers;
 pub mod records;
+pub mod relaying;
 pub mod replay;
 pub mod server_link;
 pub mod session;

@@ -188,6 +188,40 @@ impl Peers {
         peers
     }
 
+    /// Takes up sessions that outlived the core that made them (the actor was restarted), with the numbers the data
+    /// path knows the peers by. Must come before anything else.
+    pub fn resume(
+        &mut self,
+        known: impl Iterator<Item = (PublicKey, PeerIdx, Arc<Meter>, Option<Route>)>,
+        sessions: impl Iterator<Item = Arc<Session>>,
+        now: Instant,
+    ) {
+        self.peers.clear();
+        self.idx_of.clear();
+        for (key, idx, meter, route) in known {
+            self.next_idx = self.next_idx.max(idx.0 + 1);
+            let mut peer = self.make_peer(key, idx, meter, now);
+            if let Some(route) = route {
+                peer.paths.prove(route, now);
+                peer.channel = route.relay;
+                peer.probing = true;
+                peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
+            }
+            self.idx_of.insert(key, idx);
+            self.peers.insert(idx, peer);
+        }
+        for session in sessions {
+            let Owner::Peer(idx) = session.owner else { continue };
+            let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            self.index_of.insert(session.local_index, idx);
+            peer.link.resume(session);
+        }
+        let keys: Vec<_> = self.map.iter().map(|(key, _)| *key).collect();
+        keys.into_iter().for_each(|key| drop(self.peer_of(key, now)));
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        idxs.into_iter().for_each(|idx| self.reschedule(idx));
+    }
+
     /// The next thing to be done.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
@@ -851,23 +885,25 @@ impl Peers {
         let idx = PeerIdx(self.next_idx);
         self.next_idx += 1;
         self.idx_of.insert(key, idx);
-        self.peers.insert(
-            idx,
-            Peer {
-                idx,
-                key,
-                link: Link::new(Owner::Peer(idx), key, &self.node, Arc::default(), false),
-                paths: Paths::default(),
-                channel: None,
-                lookup: None,
-                candidates: Vec::new(),
-                handshake_via: None,
-                answered: (now, 0),
-                probing: false,
-                said_candidates: 0,
-            },
-        );
+        let peer = self.make_peer(key, idx, Arc::default(), now);
+        self.peers.insert(idx, peer);
         Some(idx)
+    }
+
+    fn make_peer(&self, key: PublicKey, idx: PeerIdx, meter: Arc<Meter>, now: Instant) -> Peer {
+        Peer {
+            idx,
+            key,
+            link: Link::new(Owner::Peer(idx), key, &self.node, meter, false),
+            paths: Paths::default(),
+            channel: None,
+            lookup: None,
+            candidates: Vec::new(),
+            handshake_via: None,
+            answered: (now, 0),
+            probing: false,
+            said_candidates: 0,
+        }
     }
 
     fn close(&mut self, idx: PeerIdx, _now: Instant) {

@@ -1,0 +1,329 @@
+//! Coordinator: owns the server's core.
+//!
+//! A restart reads the members back from the store and calls them: sessions are made anew in a round trip, and what
+//! passes between clients notices nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use smol::channel::Sender;
+use xtra::{Actor, Address, Context, Handler, Mailbox};
+
+use super::client::EventLog;
+use super::ext::{Caster, Service, StopReason, call};
+use super::store::Store;
+use crate::config::{Network6, ServerConfig};
+use crate::counters::Counters;
+use crate::io::uplinks::Uplinks;
+use crate::messages::coordinator::{Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Stored};
+use crate::messages::relay::{Bind, Place};
+use crate::messages::store::{Apply, Load};
+use crate::proto::coordinator::{Coordinator as Core, Event, Output, Reply, Settings};
+use crate::proto::crypto::{Secret32, Signer, Suites, blake2s};
+use crate::proto::lease::{Order, Pool, PoolConfig, PoolError};
+use crate::proto::link::{Node, no_psk};
+use crate::proto::noise::Identity;
+use crate::proto::records::{NetworkRecord, StoreOp};
+use crate::ids::NetworkId;
+use crate::view::MemberView;
+use crate::wire::handshake::Hint;
+use crate::wire::header::Kind;
+
+/// How often what the status shows is renewed when nothing changes.
+const REFRESH: Duration = Duration::from_secs(1);
+/// How long the store may take to read everything.
+const LOAD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Held by the wiring, lent to the actors of a server.
+pub struct ServerShared {
+    pub config: ServerConfig,
+    /// Node key and signing seed.
+    pub secrets: (Secret32, Secret32),
+    pub members: Arc<ArcSwap<MemberView>>,
+    pub uplinks: Uplinks,
+    pub counters: Arc<Counters>,
+    pub description: ArcSwap<Option<NetworkDescription>>,
+    pub events: EventLog,
+    pub started: Instant,
+    pub fatal: Sender<String>,
+}
+
+/// Whom the coordinator tells.
+#[derive(Clone)]
+pub struct CoordinatorCasts {
+    pub store: Address<Store>,
+    pub apply: Caster<Apply>,
+    pub bind: Caster<Bind>,
+    pub place: Caster<Place>,
+}
+
+/// The actor.
+pub struct Coordinator {
+    shared: Arc<ServerShared>,
+    casts: CoordinatorCasts,
+    core: Option<Core>,
+    capacity: u64,
+    waiting: BTreeMap<u64, Sender<Reply>>,
+    /// Casts that found the store's mailbox full; they go first next time.
+    unsent: Vec<Apply>,
+    next_request: u64,
+    refresh_at: Instant,
+    changed: bool,
+    goodbye: bool,
+}
+
+/// The pool a configuration describes, in a network.
+pub fn pool(config: &ServerConfig, network: NetworkId) -> Result<Pool, PoolError> {
+    let network6 = match config.network6 {
+        Network6::Auto => Some(ula(network)),
+        Network6::None => None,
+        Network6::Prefix(prefix) => Some(prefix),
+    };
+    let pins = config.members.iter().filter_map(|pin| Some((pin.name.clone(), pin.address?))).collect();
+    let order = if config.sequential { Order::Sequential } else { Order::Random };
+    Pool::new(PoolConfig { network: config.network, network6, order, pins, network_id: network })
+}
+
+/// A unique local prefix (RFC 4193) of the network's own: fd, 40 bits of a hash of its id, subnet 0, /64.
+fn ula(network: NetworkId) -> ipnet::Ipv6Net {
+    let hash = blake2s(&[b"eps1 ula", &network.0.to_le_bytes()]);
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    octets[1..6].copy_from_slice(&hash[..5]);
+    ipnet::Ipv6Net::new(octets.into(), 64).expect("64 is a prefix length")
+}
+
+impl Coordinator {
+    pub fn new(shared: Arc<ServerShared>, casts: CoordinatorCasts) -> Self {
+        Self {
+            shared,
+            casts,
+            core: None,
+            capacity: 0,
+            waiting: BTreeMap::new(),
+            unsent: Vec::new(),
+            next_request: 0,
+            refresh_at: Instant::now(),
+            changed: false,
+            goodbye: false,
+        }
+    }
+
+    async fn load(&mut self) -> Result<Core, String> {
+        let stored = call(&self.casts.store, Load, LOAD_DEADLINE).await.map_err(|error| error.to_string())??;
+        let network = match stored.network {
+            Some(network) => NetworkRecord { boots: network.boots + 1, ..network },
+            None => NetworkRecord { id: NetworkId(u64::from_le_bytes(super::client::seed()[..8].try_into().expect("eight bytes"))), version: 0, epoch: 1, next_serial: 1, boots: 1 },
+        };
+        if !self.casts.apply.cast(Apply { id: u64::MAX, ops: vec![StoreOp::PutNetwork(network)] }) {
+            return Err("the store is busy".into());
+        }
+        let config = &self.shared.config;
+        let pool = pool(config, network.id).map_err(|error| error.to_string())?;
+        self.capacity = pool.capacity();
+        let settings = Settings {
+            open: config.open,
+            rights: config.members.iter().map(|pin| (pin.name.clone(), pin.rights)).collect(),
+            prefix4: config.network.prefix_len(),
+            prefix6: pool.network6().map_or(0, |net| net.prefix_len()),
+        };
+        let (secret, seed) = &self.shared.secrets;
+        let identity = Identity::from_secret(secret.clone());
+        let node = Node::new(identity, network.id, no_psk(), Suites::of_this_machine(), network.boots);
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let parts = (node, Signer::from_seed(seed), pool, settings);
+        Ok(Core::new(parts, network, stored, (Instant::now(), unix), super::client::seed()))
+    }
+
+    fn drain(&mut self, now: Instant) {
+        self.unsent.retain_mut(|apply| {
+            let apply = Apply { id: apply.id, ops: apply.ops.clone() };
+            !self.casts.apply.cast(apply)
+        });
+        let Some(core) = &mut self.core else { return };
+        let mut sessions_changed = false;
+        while let Some(output) = core.poll_output() {
+            match output {
+                Output::Send { to, datagram } => self.shared.uplinks.send(to, &datagram),
+                Output::Store { id, ops } => {
+                    if !self.unsent.is_empty() || !self.casts.apply.cast(Apply { id, ops: ops.clone() }) {
+                        self.unsent.push(Apply { id, ops });
+                    }
+                }
+                Output::SessionsChanged => sessions_changed = true,
+                Output::Channel { one, other } => drop(self.casts.bind.cast(Bind { one, other })),
+                Output::Placed { member, endpoint } => drop(self.casts.place.cast(Place { member, endpoint })),
+                Output::Reply { request, reply } => {
+                    if let Some(waiting) = self.waiting.remove(&request) {
+                        // Who asked may have gone.
+                        let _ = waiting.try_send(reply);
+                    }
+                }
+                Output::Event(event) => {
+                    self.changed = true;
+                    self.shared.events.say(words(&event));
+                }
+            }
+        }
+        if sessions_changed {
+            let sessions = core.sessions().collect();
+            self.shared.members.store(Arc::new(MemberView { sessions }));
+        }
+        if std::mem::take(&mut self.changed) {
+            self.describe(now);
+        }
+    }
+
+    fn describe(&self, now: Instant) {
+        let Some(core) = &self.core else { return };
+        let members = core.describe(now);
+        let names = members
+            .iter()
+            .map(|member| {
+                let id = member.record.key.node_id().0;
+                (id[..8].try_into().expect("eight bytes"), member.record.name.clone())
+            })
+            .collect();
+        self.shared.description.store(Arc::new(Some(NetworkDescription {
+            network: core.network(),
+            lease_free: self.capacity.saturating_sub(members.len() as u64),
+            invitations: core.has_invitations(now),
+            head: core.map_version(),
+            members,
+            names,
+            events: self.shared.events.list(),
+        })));
+    }
+
+    fn request(&mut self, reply: Sender<Reply>) -> u64 {
+        self.next_request += 1;
+        self.waiting.retain(|_, waiting| !waiting.is_closed());
+        self.waiting.insert(self.next_request, reply);
+        self.next_request
+    }
+}
+
+fn words(event: &Event) -> String {
+    match event {
+        Event::Joined { name, addr, from } => format!("{name} joined from {from}, leased {addr}"),
+        Event::Attached { name, from } => format!("{name} connected from {from}"),
+        Event::Moved { name, from } => format!("{name} speaks from {from}"),
+        Event::Left { name, why } => format!("{name} left: {why}"),
+        Event::Refused { name, why } => format!("{name} was refused: {why}"),
+        Event::Removed { name } => format!("{name} was removed; its lease is free"),
+        Event::StoreFailed { why } => format!("the store failed: {why}"),
+    }
+}
+
+impl Actor for Coordinator {
+    type Stop = StopReason;
+
+    async fn started(&mut self, _: &Mailbox<Self>) -> Result<(), StopReason> {
+        let core = self.load().await.map_err(StopReason::Failed)?;
+        self.core = Some(core);
+        self.changed = true;
+        // Sessions of a core before this one are void: who uses them is told so, and makes new ones.
+        self.shared.members.store(Arc::default());
+        self.drain(Instant::now());
+        Ok(())
+    }
+
+    async fn stopped(mut self) -> StopReason {
+        if self.goodbye {
+            if let Some(core) = &mut self.core {
+                core.goodbye();
+            }
+            self.drain(Instant::now());
+        }
+        StopReason::Requested
+    }
+}
+
+impl Service for Coordinator {
+    const NAME: &'static str = "coordinator";
+
+    fn next_timeout(&self) -> Option<Instant> {
+        let core = self.core.as_ref().and_then(Core::poll_timeout);
+        [core, Some(self.refresh_at)].into_iter().flatten().min()
+    }
+
+    fn on_timeout(&mut self, now: Instant) {
+        if let Some(core) = &mut self.core {
+            core.handle_timeout(now);
+        }
+        if now >= self.refresh_at {
+            self.refresh_at = now + REFRESH;
+            self.changed = true;
+        }
+    }
+
+    fn settle(&mut self, now: Instant) {
+        self.drain(now);
+    }
+
+    fn stopping(&mut self, reason: &StopReason) {
+        self.goodbye = matches!(reason, StopReason::Requested);
+    }
+}
+
+impl Handler<MemberInbound> for Coordinator {
+    type Return = ();
+
+    async fn handle(&mut self, MemberInbound { from, datagram }: MemberInbound, _: &mut Context<Self>) {
+        let Some(core) = &mut self.core else { return };
+        let now = Instant::now();
+        let result = if Kind::of(&datagram) == Some(Kind::Hint) {
+            Hint::parse(&datagram).map(|hint| drop(core.handle_hint(hint, now)))
+        } else {
+            core.handle_handshake(from, &datagram, now)
+        };
+        if let Err(reason) = result {
+            self.shared.counters.dropped(reason);
+        }
+    }
+}
+
+impl Handler<MemberControl> for Coordinator {
+    type Return = ();
+
+    async fn handle(&mut self, MemberControl { session, from, plain }: MemberControl, _: &mut Context<Self>) {
+        let Some(core) = &mut self.core else { return };
+        if let Err(reason) = core.handle_control(&session, from, &plain, Instant::now()) {
+            self.shared.counters.dropped(reason);
+        }
+    }
+}
+
+impl Handler<Stored> for Coordinator {
+    type Return = ();
+
+    async fn handle(&mut self, Stored { id, result }: Stored, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.handle_stored(id, result, Instant::now());
+        }
+    }
+}
+
+impl Handler<Invite> for Coordinator {
+    type Return = ();
+
+    async fn handle(&mut self, Invite { expires_unix, uses, reply }: Invite, _: &mut Context<Self>) {
+        let request = self.request(reply);
+        if let Some(core) = &mut self.core {
+            core.invite(request, expires_unix, uses);
+        }
+    }
+}
+
+impl Handler<Kick> for Coordinator {
+    type Return = ();
+
+    async fn handle(&mut self, Kick { name, reply }: Kick, _: &mut Context<Self>) {
+        let request = self.request(reply);
+        if let Some(core) = &mut self.core {
+            core.kick(request, &name, Instant::now());
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! PeerTable: owns the peers core and publishes what the data path reads.
+//!
+//! A restart loses half-made handshakes and the state of probes. Sessions and routes are taken up again from the view
+//! that is still published, the map from its file; frames flow all the while.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use xtra::{Actor, Context, Handler};
+
+use super::client::{ClientShared, MAP_FILE, SavedNetwork, seed};
+use super::datapath::send_staged;
+use super::ext::{Caster, Service, StopReason};
+use crate::counters::{DropReason, add};
+use crate::ids::{MacAddr, PeerIdx};
+use crate::io::batch::SendBatch;
+use crate::messages::mac_learning::Members;
+use crate::messages::peer_table::{
+    Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
+};
+use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
+use crate::proto::crypto::Trust;
+use crate::proto::map::MemberMap;
+use crate::proto::peers::{Event, Output, PeerState, Peers, credentials};
+use crate::view::{Outlet, PeerEntry, PeerHandle, PeerView};
+use crate::wire::control::{Control, PeerReport};
+
+/// How often what the status shows is renewed when nothing changes.
+const REFRESH: Duration = Duration::from_secs(1);
+/// How often the server is told our totals.
+const STATS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Whom the peer table tells.
+#[derive(Clone)]
+pub struct PeerTableCasts {
+    pub say: Caster<SayToServer>,
+    pub map_at: Caster<MapAt>,
+    pub stats: Caster<OwnStats>,
+    pub members: Caster<Members>,
+}
+
+/// The actor.
+pub struct PeerTable {
+    shared: Arc<ClientShared>,
+    casts: PeerTableCasts,
+    core: Option<Peers>,
+    handles: BTreeMap<PeerIdx, Arc<PeerHandle>>,
+    stations: Vec<(MacAddr, PeerIdx)>,
+    batch: SendBatch,
+    changed: bool,
+    refresh_at: Instant,
+    stats_at: Instant,
+    saving: Option<smol::Task<()>>,
+    goodbye: bool,
+}
+
+impl PeerTable {
+    pub fn new(shared: Arc<ClientShared>, casts: PeerTableCasts) -> Self {
+        let now = Instant::now();
+        let batch = SendBatch::new(shared.uplinks.max_segments());
+        let mut table = Self {
+            shared,
+            casts,
+            core: None,
+            handles: BTreeMap::new(),
+            stations: Vec::new(),
+            batch,
+            changed: true,
+            refresh_at: now,
+            stats_at: now + STATS_INTERVAL,
+            saving: None,
+            goodbye: false,
+        };
+        table.load(now);
+        table
+    }
+
+    /// Makes the core from what is on disk and what is still published.
+    fn load(&mut self, now: Instant) {
+        let saved = SavedNetwork::load(&self.shared.state).ok().flatten();
+        let Some((pinned, lease)) = saved.and_then(|saved| Some((saved.pinned()?, saved.lease()))) else { return };
+        let epoch = lease.as_ref().map_or(0, |(_, epoch)| *epoch);
+        let mut trust = Trust::new(pinned.network, pinned.signer, epoch);
+        let map = self.shared.state.read(MAP_FILE).ok().flatten();
+        let map = map.and_then(|bytes| match MemberMap::load(&bytes, &mut trust) {
+            Some(map) => Some(map),
+            None => {
+                let aside = self.shared.state.set_aside(MAP_FILE);
+                log::warn!("{MAP_FILE} is broken; it is kept as {aside:?}");
+                None
+            }
+        });
+        let node = self.shared.node(pinned.network);
+        let (direct, clock) = (self.shared.config.direct, self.shared.views.epoch);
+        let mut core = Peers::new(node, trust, map.unwrap_or_default(), direct, clock, now, seed());
+        let view = self.shared.views.peers.load_full();
+        if !view.peers.is_empty() {
+            self.handles = view.peers.iter().map(|(idx, entry)| (*idx, entry.handle.clone())).collect();
+            let known = view.peers.values().map(|entry| {
+                let route = entry.handle.outlet().as_ref().map(|outlet| outlet.route);
+                (entry.handle.key, entry.handle.idx, entry.handle.meter.clone(), route)
+            });
+            core.resume(known, view.sessions.values().cloned(), now);
+        }
+        if let Some((certificate, _)) = lease {
+            core.set_certificate(certificate);
+        }
+        core.set_server(self.shared.views.server.load().endpoint, now);
+        self.core = Some(core);
+        self.changed = true;
+    }
+
+    fn drain(&mut self, now: Instant) {
+        let mut ready = Vec::new();
+        while let Some(output) = self.core.as_mut().and_then(Peers::poll_output) {
+            match output {
+                Output::Send { route, datagram } => self.shared.uplinks.send_by(route, &datagram),
+                Output::ToServer(message) => drop(self.casts.say.cast(SayToServer(message))),
+                Output::Changed => self.changed = true,
+                Output::Ready(idx) => ready.push(idx),
+                Output::Unreachable(idx) => {
+                    if let Some(handle) = self.handles.get(&idx) {
+                        let lost = handle.take_staged().len() as u64;
+                        self.shared.views.counters.dropped_many(DropReason::Unreachable, lost);
+                    }
+                }
+                Output::MapAt(version) => {
+                    self.shared.map_version.store(version, Relaxed);
+                    self.casts.map_at.cast(MapAt(version));
+                }
+                Output::Save => self.save(),
+                Output::Event(event) => self.tell(&event),
+            }
+        }
+        if std::mem::take(&mut self.changed) {
+            self.publish();
+        }
+        for idx in ready {
+            if let Some(handle) = self.handles.get(&idx) {
+                send_staged(handle, &self.shared.uplinks, &mut self.batch, &self.shared.views, now);
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let Some(core) = &self.core else { return };
+        let described = core.describe();
+        let mut view = PeerView::default();
+        let mut stations = Vec::with_capacity(described.len());
+        for peer in &described {
+            let handle = self.handles.entry(peer.idx).or_insert_with(|| {
+                Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone()))
+            });
+            let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet { session, route });
+            handle.set_outlet(outlet);
+            let certificate = &peer.certificate;
+            view.directory.insert(certificate.ip4.into(), certificate.mac);
+            view.directory.extend(certificate.ip6.map(|ip6| (ip6.into(), certificate.mac)));
+            let credentials = credentials(certificate);
+            view.has_bridges |= credentials.rights.is_bridge();
+            stations.push((certificate.mac, peer.idx));
+            let flooded = peer.online || peer.session.is_some();
+            view.peers.insert(peer.idx, PeerEntry { handle: handle.clone(), name: peer.name.clone(), credentials, flooded });
+        }
+        view.sessions = core.sessions().map(|session| (session.local_index, session)).collect();
+        let gone: Vec<_> = self.handles.keys().filter(|idx| !view.peers.contains_key(idx)).copied().collect();
+        for idx in &gone {
+            if let Some(handle) = self.handles.remove(idx) {
+                handle.set_outlet(None);
+            }
+        }
+        self.shared.views.peers.store(Arc::new(view));
+        self.shared.peers.store(Arc::new(described));
+        if stations != self.stations || !gone.is_empty() {
+            let own = self.shared.views.own.load().mac;
+            if self.casts.members.cast(Members { own, stations: stations.clone(), gone }) {
+                self.stations = stations;
+            }
+        }
+    }
+
+    fn save(&mut self) {
+        let Some(core) = &self.core else { return };
+        let bytes = core.save();
+        let shared = self.shared.clone();
+        self.saving = Some(smol::unblock(move || {
+            if let Err(error) = shared.state.write_atomic(MAP_FILE, &bytes) {
+                log::warn!("the member map cannot be written: {error}");
+            }
+        }));
+    }
+
+    fn tell(&self, event: &Event) {
+        let counters = &self.shared.views.counters;
+        let text = match event {
+            Event::Session { peer, route } => {
+                add(&counters.handshakes_done, 1);
+                log::debug!("session with {peer} by {route}");
+                return;
+            }
+            Event::PathChanged { peer, to: Some(route) } if route.is_direct() => {
+                add(&counters.paths_validated, 1);
+                format!("{peer}: direct by {}", route.endpoint)
+            }
+            Event::PathChanged { peer, to: Some(_) } => format!("{peer}: by the server's relay"),
+            Event::PathChanged { .. } => return,
+            Event::PathLost { peer, route } => {
+                add(&counters.paths_lost, 1);
+                format!("{peer}: {} does not answer", route.endpoint)
+            }
+            Event::Left { peer } => format!("{peer} has left"),
+            Event::Unreachable { peer } => format!("{peer} cannot be reached"),
+            Event::Revoked { peer } => format!("{peer} is no member any more"),
+        };
+        self.shared.events.say(text);
+    }
+
+    fn send_stats(&self) {
+        let peers = self.shared.peers.load();
+        let meters = peers.iter().map(|peer| &peer.meter);
+        let (rx, tx) = meters.fold((0, 0), |(rx, tx), meter| {
+            (rx + meter.rx_bytes.load(Relaxed), tx + meter.tx_bytes.load(Relaxed))
+        });
+        let reports = peers
+            .iter()
+            .filter(|peer| peer.session.is_some())
+            .map(|peer| PeerReport {
+                peer: peer.key.node_id(),
+                direct: peer.state == PeerState::Direct,
+                rtt_us: peer.srtt.map_or(0, |srtt| srtt.as_micros().min(u128::from(u32::MAX)) as u32),
+                rx_bytes: peer.meter.rx_bytes.load(Relaxed),
+                tx_bytes: peer.meter.tx_bytes.load(Relaxed),
+            })
+            .take(crate::wire::control::STATS_PEERS_MAX)
+            .collect();
+        self.casts.stats.cast(OwnStats(Control::Stats { rx_bytes: rx, tx_bytes: tx, peers: reports }));
+    }
+
+    fn count(&self, result: Result<(), DropReason>) {
+        if let Err(reason) = result {
+            self.shared.views.counters.dropped(reason);
+        }
+    }
+}
+
+impl Actor for PeerTable {
+    type Stop = StopReason;
+
+    async fn stopped(mut self) -> StopReason {
+        if self.goodbye {
+            if let Some(core) = &mut self.core {
+                core.goodbye();
+                if let Err(error) = self.shared.state.write_atomic(MAP_FILE, &core.save()) {
+                    log::warn!("the member map cannot be written: {error}");
+                }
+            }
+            self.drain(Instant::now());
+        }
+        StopReason::Requested
+    }
+}
+
+impl Service for PeerTable {
+    const NAME: &'static str = "peer_table";
+
+    fn next_timeout(&self) -> Option<Instant> {
+        let core = self.core.as_ref().and_then(Peers::poll_timeout);
+        [core, Some(self.refresh_at)].into_iter().flatten().min()
+    }
+
+    fn on_timeout(&mut self, now: Instant) {
+        if let Some(core) = &mut self.core {
+            core.handle_timeout(now);
+        }
+        if now >= self.refresh_at {
+            self.refresh_at = now + REFRESH;
+            if let Some(core) = &self.core {
+                self.shared.peers.store(Arc::new(core.describe()));
+            }
+        }
+        if now >= self.stats_at {
+            self.stats_at = now + STATS_INTERVAL;
+            self.send_stats();
+        }
+    }
+
+    fn settle(&mut self, now: Instant) {
+        self.drain(now);
+    }
+
+    fn stopping(&mut self, reason: &StopReason) {
+        self.goodbye = matches!(reason, StopReason::Requested);
+    }
+}
+
+impl Handler<Joined> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, joined: Joined, _: &mut Context<Self>) {
+        let now = Instant::now();
+        if self.core.is_none() {
+            let trust = Trust::new(joined.pinned.network, joined.pinned.signer, joined.epoch);
+            let node = self.shared.node(joined.pinned.network);
+            let (direct, clock) = (self.shared.config.direct, self.shared.views.epoch);
+            let mut core = Peers::new(node, trust, MemberMap::default(), direct, clock, now, seed());
+            core.set_server(self.shared.views.server.load().endpoint, now);
+            self.core = Some(core);
+        }
+        if let Some(core) = &mut self.core {
+            core.set_certificate(joined.certificate);
+            self.casts.map_at.cast(MapAt(core.map_version()));
+        }
+        // Our own address may be new: the forwarding database wants it.
+        self.stations.clear();
+        self.changed = true;
+    }
+}
+
+impl Handler<Want> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, Want(idx): Want, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.want(idx, Instant::now());
+        }
+    }
+}
+
+impl Handler<Inbound> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, Inbound { via, datagram }: Inbound, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            let result = core.handle_handshake(via, &datagram, Instant::now());
+            self.count(result);
+        }
+    }
+}
+
+impl Handler<PeerControl> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, PeerControl { session, via, plain }: PeerControl, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            let result = core.handle_control(&session, via, &plain, Instant::now());
+            self.count(result);
+        }
+    }
+}
+
+impl Handler<Confirmed> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, Confirmed { session, via }: Confirmed, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.confirmed(&session, via, Instant::now());
+        }
+    }
+}
+
+impl Handler<SeenFrom> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, SeenFrom { peer, via }: SeenFrom, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.seen_from(peer, via, Instant::now());
+        }
+    }
+}
+
+impl Handler<FromServer> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, FromServer(message): FromServer, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.handle_server(message, Instant::now());
+        }
+    }
+}
+
+impl Handler<ServerPlace> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, ServerPlace(server): ServerPlace, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.set_server(server, Instant::now());
+        }
+    }
+}
+
+impl Handler<OwnCandidates> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, OwnCandidates(list): OwnCandidates, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.set_candidates(list, Instant::now());
+        }
+    }
+}

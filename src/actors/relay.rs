@@ -1,0 +1,61 @@
+//! Relay: owns the channels at the server and publishes them; the sockets' readers do the forwarding.
+//!
+//! A restart loses nothing: the table is taken up again from the view that is still published.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use xtra::{Actor, Context, Handler};
+
+use super::ext::{Service, StopReason};
+use crate::messages::relay::{Bind, Place};
+use crate::proto::relaying::{RelayTable, RelayView};
+
+/// The actor.
+pub struct Relay {
+    table: RelayTable,
+    view: Arc<ArcSwap<RelayView>>,
+    changed: bool,
+}
+
+impl Relay {
+    pub fn new(view: Arc<ArcSwap<RelayView>>) -> Self {
+        let table = RelayTable::from_view(&view.load());
+        Self { table, view, changed: false }
+    }
+}
+
+impl Actor for Relay {
+    type Stop = StopReason;
+
+    async fn stopped(self) -> StopReason {
+        StopReason::Requested
+    }
+}
+
+impl Service for Relay {
+    const NAME: &'static str = "relay";
+
+    fn settle(&mut self, _now: Instant) {
+        if std::mem::take(&mut self.changed) {
+            self.view.store(Arc::new(self.table.view()));
+        }
+    }
+}
+
+impl Handler<Bind> for Relay {
+    type Return = ();
+
+    async fn handle(&mut self, Bind { one, other }: Bind, _: &mut Context<Self>) {
+        self.changed |= self.table.bind(one, other);
+    }
+}
+
+impl Handler<Place> for Relay {
+    type Return = ();
+
+    async fn handle(&mut self, Place { member, endpoint }: Place, _: &mut Context<Self>) {
+        self.table.set_place(member, endpoint);
+    }
+}

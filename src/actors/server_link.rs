@@ -1,0 +1,438 @@
+//! ServerLink: owns the conversation with the server, resolves its names, and watches the machine's addresses.
+//!
+//! A restart loses the session with the server, which is made anew in a round trip; peers notice nothing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use smol::channel::Sender;
+use smol::net::AsyncToSocketAddrs;
+use xtra::{Actor, Context, Handler, Mailbox};
+
+use super::client::{ClientShared, SavedNetwork, seed};
+use super::ext::{Caster, Service, StopReason};
+use crate::counters::DropReason;
+use crate::ids::{Endpoint, UplinkId};
+use crate::io::netlink::{Netlink, NetlinkWatch};
+use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
+use crate::messages::server_link::{
+    MapAt, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl, ServerInbound,
+};
+use crate::messages::tap_reader::Configure;
+use crate::proto::crypto::Trust;
+use crate::proto::peers::is_dialable;
+use crate::proto::server_link::{Output, Pinned, Refusal, ServerLink as Core, join};
+use crate::view::{SelfView, ServerView};
+use crate::wire::cert::{CERT_LEN, Certificate};
+use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind};
+
+/// How often names are looked up while the server is away.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
+/// Changes of interfaces are gathered for this long before they are acted on.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Whom the server link tells.
+#[derive(Clone)]
+pub struct ServerLinkCasts {
+    pub joined: Caster<Joined>,
+    pub from_server: Caster<FromServer>,
+    pub place: Caster<ServerPlace>,
+    pub candidates: Caster<peer_table::OwnCandidates>,
+    pub configure: Caster<Configure>,
+    /// To ourselves, for what tasks find out.
+    pub own: (Caster<Resolved>, Caster<OwnCandidates>),
+}
+
+/// The actor.
+pub struct ServerLink {
+    shared: Arc<ClientShared>,
+    casts: ServerLinkCasts,
+    core: Core,
+    released: Option<Sender<()>>,
+    published: (bool, Option<Endpoint>),
+    endpoints: Vec<Endpoint>,
+    said_waiting: bool,
+    said_unresolved: bool,
+    heard_ms: Option<u64>,
+    tasks: Vec<smol::Task<()>>,
+    goodbye: bool,
+}
+
+impl ServerLink {
+    pub fn new(shared: Arc<ClientShared>, casts: ServerLinkCasts) -> Self {
+        let now = Instant::now();
+        let saved = SavedNetwork::load(&shared.state).ok().flatten();
+        let pinned = saved.as_ref().and_then(SavedNetwork::pinned);
+        let line = shared.config.join.as_ref();
+        // A line for another server means another network; one for the pinned server is only a list of addresses.
+        let joining = line.filter(|line| {
+            pinned.is_none_or(|pinned| crate::wire::join::fingerprint(&pinned.server) != line.fingerprint)
+        });
+        let pinned = pinned.filter(|_| joining.is_none());
+        let network = pinned.map_or(crate::ids::NetworkId(0), |pinned| pinned.network);
+        let node = shared.node(network);
+        let contact = joining.map(|line| join(line.fingerprint, line.token.as_ref()));
+        let mut core = Core::new(node, shared.config.name.clone(), pinned, contact, now, seed());
+        if pinned.is_some()
+            && let Some((certificate, _)) = saved.as_ref().and_then(SavedNetwork::lease)
+        {
+            core.set_certificate(certificate);
+        }
+        Self {
+            shared,
+            casts,
+            core,
+            released: None,
+            published: (false, None),
+            endpoints: Vec::new(),
+            said_waiting: false,
+            said_unresolved: false,
+            heard_ms: None,
+            tasks: Vec::new(),
+            goodbye: false,
+        }
+    }
+
+    fn drain(&mut self, now: Instant) {
+        let mut changed = false;
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::Send { to, datagram } => self.shared.uplinks.send(to, &datagram),
+                Output::SessionsChanged => changed = true,
+                Output::Pinned(pinned) => self.pin(&pinned),
+                Output::Leased { certificate, epoch, name } => self.leased(&certificate, epoch, &name),
+                Output::Attached(endpoint) => {
+                    changed = true;
+                    self.casts.place.cast(ServerPlace(Some(endpoint)));
+                    self.shared.events.say(format!("connected to the server at {endpoint}"));
+                }
+                Output::Detached => {
+                    changed = true;
+                    self.casts.place.cast(ServerPlace(None));
+                    self.shared.events.say("the server does not answer; known peers stay reachable".into());
+                }
+                Output::Passed(message) => drop(self.casts.from_server.cast(FromServer(message))),
+                Output::Observed(addr) => log::debug!("the server sees us at {addr}"),
+                Output::Refused(refusal) => self.refused(&refusal),
+                Output::Released => {
+                    if let Some(released) = self.released.take() {
+                        // Nobody waits any more if this fails.
+                        let _ = released.try_send(());
+                    }
+                }
+            }
+        }
+        let heard = self.core.heard().map(|heard| self.shared.views.epoch.ms(heard));
+        let place = (self.core.is_attached(), self.core.endpoint());
+        if changed || place != self.published || heard != self.heard_ms {
+            self.published = place;
+            self.heard_ms = heard;
+            self.publish();
+        }
+        if self.core.is_unanswered(now) && !std::mem::replace(&mut self.said_waiting, true) {
+            let servers: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.addr.to_string()).collect();
+            self.shared.events.say(format!(
+                "no answer from the server yet (UDP to {}); still trying. Is it running, and is its UDP port open?",
+                servers.join(", ")
+            ));
+        }
+    }
+
+    fn publish(&self) {
+        let mut endpoints = self.endpoints.clone();
+        endpoints.extend(self.published.1);
+        self.shared.views.server.store(Arc::new(ServerView {
+            sessions: self.core.sessions().collect(),
+            endpoints,
+            attached: self.published.0,
+            endpoint: self.published.1,
+            heard_ms: self.heard_ms,
+        }));
+    }
+
+    fn pin(&self, pinned: &Pinned) {
+        let saved = SavedNetwork::new(pinned, &self.shared.config.servers);
+        self.shared.pinned.store(Arc::new(Some(*pinned)));
+        if let Err(error) = saved.save(&self.shared.state) {
+            log::warn!("what the network is cannot be written down ({error}); the next start will need an invitation");
+        }
+    }
+
+    fn leased(&self, certificate: &[u8; CERT_LEN], epoch: u64, name: &str) {
+        let Some(pinned) = *self.shared.pinned.load_full() else { return };
+        let mut trust = Trust::new(pinned.network, pinned.signer, epoch);
+        let Ok(parsed) = trust.check(certificate) else {
+            log::warn!("the server sent a certificate that its own key does not prove");
+            return;
+        };
+        if parsed.key != self.shared.key {
+            return;
+        }
+        let saved = SavedNetwork::load(&self.shared.state).ok().flatten();
+        let mut saved = saved.unwrap_or_else(|| SavedNetwork::new(&pinned, &self.shared.config.servers));
+        if !self.shared.config.servers.is_empty() {
+            saved.servers = self.shared.config.servers.iter().map(ToString::to_string).collect();
+        }
+        saved.set_lease(certificate, trust.epoch(), name);
+        if let Err(error) = saved.save(&self.shared.state) {
+            log::warn!("the lease cannot be written down: {error}");
+        }
+        self.casts.joined.cast(Joined { pinned, certificate: *certificate, epoch: trust.epoch() });
+        self.take_lease(&parsed, name);
+    }
+
+    fn take_lease(&self, certificate: &Certificate, name: &str) {
+        let known = self.shared.lease.load_full();
+        let same = known.as_ref().is_some_and(|old| (old.ip4, old.mac, old.ip6) == (certificate.ip4, certificate.mac, certificate.ip6));
+        self.shared.name.store(Arc::new(name.to_owned()));
+        publish_lease(&self.shared, certificate);
+        self.casts.configure.cast(Configure);
+        if !same {
+            let six = certificate.ip6.map(|ip6| format!(" and {ip6}/{}", certificate.prefix6)).unwrap_or_default();
+            self.shared.events.say(format!(
+                "this machine is {name:?} at {}/{}{six}",
+                certificate.ip4, certificate.prefix4
+            ));
+        }
+    }
+
+    fn refused(&mut self, refusal: &Refusal) {
+        // With a lease in hand the network goes on; without one there is nothing to do here.
+        let text = refusal.to_string();
+        self.shared.events.say(text.clone());
+        if self.released.is_none() {
+            let _ = self.shared.fatal.try_send(text);
+        }
+    }
+
+    fn resolve(&mut self) {
+        let servers = self.shared.config.servers.clone();
+        let tell = self.casts.own.0.clone();
+        self.tasks.push(smol::spawn(async move {
+            let mut found = Vec::new();
+            let mut failed = Vec::new();
+            for server in &servers {
+                match (server.host.as_str(), server.port).to_socket_addrs().await {
+                    Ok(addresses) => found.extend(addresses.map(Endpoint::udp)),
+                    Err(error) => failed.push(format!("{}: {error}", server.host)),
+                }
+            }
+            found.sort_by_key(|endpoint| endpoint.uplink);
+            let result = if found.is_empty() { Err(failed.join("; ")) } else { Ok(found) };
+            tell.cast(Resolved(result));
+        }));
+    }
+
+    /// Follows the machine's addresses; what it finds comes back as a message.
+    fn watch(&mut self) {
+        let (tell, shared) = (self.casts.own.1.clone(), self.shared.clone());
+        let Ok(netlink) = Netlink::open() else { return };
+        let watch = NetlinkWatch::open();
+        self.tasks.push(smol::spawn(async move {
+            loop {
+                match gather(&netlink, &shared).await {
+                    Ok(list) => drop(tell.cast(OwnCandidates(list))),
+                    Err(error) => log::debug!("addresses of this machine: {error}"),
+                }
+                let Ok(watch) = &watch else { return };
+                if watch.changed().await.is_err() {
+                    return;
+                }
+                smol::Timer::after(SETTLE).await;
+            }
+        }));
+    }
+
+    fn schedule_resolve(&mut self, after: Duration) {
+        let tell = self.casts.own.0.clone();
+        self.tasks.push(smol::spawn(async move {
+            smol::Timer::after(after).await;
+            // An empty answer asks for the next look-up.
+            tell.cast(Resolved(Ok(Vec::new())));
+        }));
+    }
+}
+
+/// Publishes the lease for the TAP reader and the data path.
+pub fn publish_lease(shared: &ClientShared, certificate: &Certificate) {
+    shared.lease.store(Some(Arc::new(certificate.clone())));
+    shared.views.own.store(Arc::new(SelfView {
+        mac: Some(certificate.mac),
+        rights: certificate.rights,
+        ip4: Some(certificate.ip4),
+        ip6: certificate.ip6,
+    }));
+}
+
+async fn gather(netlink: &Netlink, shared: &ClientShared) -> Result<Vec<Candidate>, crate::io::netlink::NetlinkError> {
+    if !shared.config.lan || !shared.config.direct {
+        return Ok(Vec::new());
+    }
+    let device = shared.slot.get().map(|tap| tap.ifindex());
+    let lease = shared.lease.load_full();
+    let overlay: Vec<ipnet::IpNet> = lease
+        .iter()
+        .flat_map(|lease| {
+            let four = ipnet::IpNet::new(lease.ip4.into(), lease.prefix4).ok();
+            let six = lease.ip6.and_then(|ip6| ipnet::IpNet::new(ip6.into(), lease.prefix6).ok());
+            four.into_iter().chain(six)
+        })
+        .collect();
+    let ports: Vec<(UplinkId, u16)> =
+        shared.uplinks.readers().map(|uplink| (uplink.id(), uplink.local_addr().port())).collect();
+    let mut list: Vec<Candidate> = netlink
+        .addresses()
+        .await?
+        .into_iter()
+        .filter(|address| address.is_usable() && address.is_up() && !address.is_loopback())
+        .filter(|address| Some(address.ifindex) != device)
+        .filter_map(|address| {
+            let endpoint = Endpoint::udp(SocketAddr::new(address.addr, 1));
+            let (_, port) = ports.iter().find(|(id, _)| *id == endpoint.uplink)?;
+            let addr = SocketAddr::new(address.addr, *port);
+            is_dialable(addr, &overlay).then_some(Candidate { kind: CandidateKind::Host, addr })
+        })
+        .collect();
+    list.sort();
+    list.dedup();
+    list.truncate(CANDIDATES_MAX - 2);
+    Ok(list)
+}
+
+impl Actor for ServerLink {
+    type Stop = StopReason;
+
+    async fn started(&mut self, _: &Mailbox<Self>) -> Result<(), StopReason> {
+        self.resolve();
+        self.watch();
+        Ok(())
+    }
+
+    async fn stopped(mut self) -> StopReason {
+        if self.goodbye {
+            self.core.goodbye();
+            self.drain(Instant::now());
+        }
+        StopReason::Requested
+    }
+}
+
+impl Service for ServerLink {
+    const NAME: &'static str = "server_link";
+
+    fn next_timeout(&self) -> Option<Instant> {
+        self.core.poll_timeout()
+    }
+
+    fn on_timeout(&mut self, now: Instant) {
+        self.core.handle_timeout(now);
+    }
+
+    fn settle(&mut self, now: Instant) {
+        self.drain(now);
+        self.tasks.retain(|task| !task.is_finished());
+    }
+
+    fn stopping(&mut self, reason: &StopReason) {
+        self.goodbye = matches!(reason, StopReason::Requested);
+    }
+}
+
+impl Handler<ServerInbound> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, ServerInbound { from, datagram }: ServerInbound, _: &mut Context<Self>) {
+        if let Err(reason) = self.core.handle_handshake(from, &datagram, Instant::now()) {
+            self.shared.views.counters.dropped(reason);
+        }
+    }
+}
+
+impl Handler<ServerControl> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, ServerControl { session, from, plain }: ServerControl, _: &mut Context<Self>) {
+        if let Err(reason) = self.core.handle_control(&session, from, &plain, Instant::now()) {
+            self.shared.views.counters.dropped(reason);
+        }
+    }
+}
+
+impl Handler<SayToServer> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, SayToServer(message): SayToServer, _: &mut Context<Self>) {
+        if self.core.is_attached() {
+            self.core.say(&message);
+        } else {
+            self.shared.views.counters.dropped(DropReason::Unreachable);
+        }
+    }
+}
+
+impl Handler<MapAt> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, MapAt(version): MapAt, _: &mut Context<Self>) {
+        self.core.set_map_version(version);
+    }
+}
+
+impl Handler<Resolved> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, Resolved(result): Resolved, _: &mut Context<Self>) {
+        match result {
+            Ok(found) if found.is_empty() => {
+                if self.core.is_attached() {
+                    self.schedule_resolve(RESOLVE_AGAIN);
+                } else {
+                    self.resolve();
+                }
+            }
+            Ok(found) => {
+                self.endpoints.clone_from(&found);
+                self.core.set_servers(found, Instant::now());
+                self.publish();
+                self.schedule_resolve(RESOLVE_AGAIN);
+            }
+            Err(why) => {
+                let text = format!("the server's name cannot be resolved ({why}); check the name and this machine's DNS");
+                if self.shared.pinned.load().is_none() {
+                    let _ = self.shared.fatal.try_send(text);
+                } else if !std::mem::replace(&mut self.said_unresolved, true) {
+                    self.shared.events.say(text);
+                }
+                self.schedule_resolve(RESOLVE_AGAIN);
+            }
+        }
+    }
+}
+
+impl Handler<OwnCandidates> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, OwnCandidates(list): OwnCandidates, _: &mut Context<Self>) {
+        self.core.set_candidates(list.clone());
+        self.core.uplinks_changed(Instant::now());
+        self.casts.candidates.cast(peer_table::OwnCandidates(list));
+    }
+}
+
+impl Handler<OwnStats> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, OwnStats(stats): OwnStats, _: &mut Context<Self>) {
+        self.core.set_stats(stats);
+    }
+}
+
+impl Handler<Release> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, Release(released): Release, _: &mut Context<Self>) {
+        self.released = Some(released);
+        self.core.release(Instant::now());
+    }
+}

@@ -1,0 +1,464 @@
+//! The wiring: every mailbox, handle and actor of a node, bottom to top, and its end.
+//!
+//! Calls go down this list only; what goes up is a cast. Data-plane actors run on a thread of their own, so that a
+//! handshake's arithmetic never delays a frame.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_lite::future;
+use smol::Executor;
+use smol::channel::{Receiver, Sender};
+use xtra::{Address, Mailbox};
+
+use super::client::{ClientShared, EventLog, SavedNetwork, next_boot, node_key};
+use super::control::Control;
+use super::coordinator::{Coordinator, CoordinatorCasts, ServerShared, pool};
+use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
+use super::ext::Caster;
+use super::mac_learning::MacLearning;
+use super::peer_table::{PeerTable, PeerTableCasts};
+use super::relay::Relay;
+use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
+use super::stats::Stats;
+use super::store::Store;
+use super::supervisor::{Policy, Supervisor};
+use super::tap_reader::TapReader;
+use super::tcp_path::TcpPath;
+use super::udp_path::{Reception, ServerIngress, UdpPath};
+use crate::config::{ClientConfig, ServerConfig};
+use crate::counters::Counters;
+use crate::ids::{NetworkId, UplinkId};
+use crate::io::batch::SendBatch;
+use crate::io::control_socket::ControlListener;
+use crate::io::files::StateDir;
+use crate::io::signals::StopSignals;
+use crate::io::store::SqliteStore;
+use crate::io::tap::{Tap, TapConfig};
+use crate::io::tap_slot::TapSlot;
+use crate::io::tcp::TcpListen;
+use crate::io::udp::{BindError, UdpUplink};
+use crate::io::uplinks::Uplinks;
+use crate::proto::crypto::{Trust, enrol_mac1_key, mac1_key};
+use crate::proto::link::no_psk;
+use crate::proto::noise::Identity;
+use crate::proto::relaying::RelayView;
+use crate::proto::session::Epoch;
+use crate::report;
+use crate::view::FdbView;
+use crate::wire::join::{HostPort, fingerprint};
+
+/// Messages a control actor's mailbox holds; above it, casts are refused and counted.
+const MAILBOX: usize = 1024;
+/// Messages of an edge actor, which gets few.
+const EDGE_MAILBOX: usize = 64;
+/// Socket buffers asked for: a burst of 64 KiB super-frames must fit several times.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// All goodbyes must be said within this, to end within a second.
+const STOP_WITHIN: Duration = Duration::from_millis(700);
+
+/// Runs a client until it is told to stop.
+///
+/// # Errors
+///
+/// What keeps it from starting, or ended it: one line that says what to do.
+pub fn run_client(config: ClientConfig) -> Result<()> {
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    // Before anything is written or an invitation used: can this process have a TAP at all?
+    let probe = TapConfig { name: config.device.clone(), mac: None, mtu: config.mtu, vnet: false, multi_queue: false };
+    drop(Tap::open(&probe)?);
+    let state = StateDir::open_or_create(&config.state)?;
+    let _lock = state.lock()?;
+    let control = Arc::new(ControlListener::bind(&config.control)?);
+    let (shared, fatal) = client_shared(config, state)?;
+    let threads = Threads::start()?;
+    let supervisor = Supervisor::new();
+    wire_client(&shared, &supervisor, &threads, control);
+    let ended = threads.run(&supervisor, &fatal);
+    shared.slot.set(None);
+    ended
+}
+
+fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<ClientShared>, Receiver<String>)> {
+    let saved = SavedNetwork::load(&state)?;
+    if config.join.is_none() && saved.is_none() {
+        bail!(
+            "this machine is in no network yet: start it once with a join line, `eps-actor client --join 'eps://…'` \
+             (the server prints one at its first start, and `eps-actor invite` there makes more)"
+        );
+    }
+    if config.servers.is_empty() {
+        let known = saved.iter().flat_map(|saved| &saved.servers);
+        config.servers = known.filter_map(|text| HostPort::parse(text, config.port).ok()).collect();
+    }
+    if config.servers.is_empty() {
+        bail!("no server is known: give one with --server HOST, or join again with --join");
+    }
+    let secret = node_key(&state, "node.key")?;
+    let key = Identity::from_secret(secret.clone()).public;
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let boot = next_boot(&state, unix);
+    let counters = Arc::new(Counters::default());
+    let uplinks = client_uplinks(&config, &state, &counters)?;
+    let now = Instant::now();
+    let views = Views {
+        epoch: Epoch(now),
+        peers: Arc::default(),
+        fdb: Arc::new(ArcSwap::from_pointee(FdbView::empty(now))),
+        own: Arc::default(),
+        server: Arc::default(),
+        counters,
+    };
+    let (fatal, ends) = smol::channel::bounded(4);
+    let pinned = saved.as_ref().and_then(SavedNetwork::pinned);
+    let joins_anew = config.join.as_ref().zip(pinned).is_some_and(|(line, p)| fingerprint(&p.server) != line.fingerprint);
+    if joins_anew {
+        // Another network: what is known of the old one is kept aside, and so is its key's lease.
+        let aside = state.set_aside(super::client::NETWORK_FILE)?;
+        log::info!("joining another network; what was known of the old one is kept as {}", aside.display());
+        let _ = state.set_aside(super::client::MAP_FILE);
+    }
+    let pinned = pinned.filter(|_| !joins_anew);
+    let shared = Arc::new(ClientShared {
+        name: ArcSwap::from_pointee(config.name.clone()),
+        config,
+        state,
+        secret,
+        key,
+        boot,
+        sequence: Arc::default(),
+        views,
+        uplinks,
+        slot: TapSlot::default(),
+        lease: Arc::new(ArcSwapOption::empty()),
+        peers: ArcSwap::default(),
+        pinned: ArcSwap::from_pointee(pinned),
+        map_version: AtomicU64::new(0),
+        events: EventLog::default(),
+        started: now,
+        fatal,
+    });
+    // The lease of the last time brings the device up at once: the server need not be there.
+    if let (Some(pinned), Some((certificate, epoch))) = (pinned, saved.as_ref().and_then(SavedNetwork::lease))
+        && let Ok(lease) = Trust::new(pinned.network, pinned.signer, epoch).check(&certificate)
+    {
+        publish_lease(&shared, &lease);
+    }
+    Ok((shared, ends))
+}
+
+/// The client's sockets. The port of the last time is taken again if it is free, so that peers find us where we were.
+fn client_uplinks(config: &ClientConfig, state: &StateDir, counters: &Arc<Counters>) -> Result<Uplinks> {
+    const PORT_FILE: &str = "port";
+    let kept = state.read(PORT_FILE).ok().flatten();
+    let kept = kept.and_then(|bytes| String::from_utf8(bytes).ok()?.trim().parse::<u16>().ok()).unwrap_or(0);
+    let wanted = if config.listen_port != 0 { config.listen_port } else { kept };
+    let any4 = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+    let udp4 = match UdpUplink::bind(UplinkId::UDP4, any4(wanted), SOCKET_BUFFER) {
+        Err(BindError::PortInUse { .. }) if config.listen_port == 0 => {
+            UdpUplink::bind(UplinkId::UDP4, any4(0), SOCKET_BUFFER)
+        }
+        bound => bound,
+    }?;
+    let port = udp4.local_addr().port();
+    let any6 = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+    let udp6 = UdpUplink::bind(UplinkId::UDP6, any6(port), SOCKET_BUFFER)
+        .or_else(|_| UdpUplink::bind(UplinkId::UDP6, any6(0), SOCKET_BUFFER));
+    let udp6 = udp6.inspect_err(|error| log::debug!("no IPv6 underlay: {error}")).ok();
+    if port != kept
+        && let Err(error) = state.write_atomic(PORT_FILE, format!("{port}\n").as_bytes())
+    {
+        log::debug!("the port is not kept for the next start: {error}");
+    }
+    Ok(Uplinks::new(Some(Arc::new(udp4)), udp6.map(Arc::new), None, counters.clone()))
+}
+
+fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Threads, control: Arc<ControlListener>) {
+    let counters = shared.views.counters.clone();
+    let (fdb, fdb_mailbox) = Mailbox::<MacLearning>::bounded(MAILBOX);
+    let (peers, peers_mailbox) = Mailbox::<PeerTable>::bounded(MAILBOX);
+    let (server, server_mailbox) = Mailbox::<ServerLink>::bounded(MAILBOX);
+    let (tap, tap_mailbox) = Mailbox::<TapReader>::bounded(EDGE_MAILBOX);
+    let (stats, stats_mailbox) = Mailbox::<Stats>::bounded(EDGE_MAILBOX);
+    let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
+
+    let view = shared.views.fdb.clone();
+    supervisor.supervise(&threads.control, fdb_mailbox, move || MacLearning::new(view.clone()), Policy::RESTART);
+
+    let peer_casts = PeerTableCasts {
+        say: Caster::new(server.clone(), counters.clone()),
+        map_at: Caster::new(server.clone(), counters.clone()),
+        stats: Caster::new(server.clone(), counters.clone()),
+        members: Caster::new(fdb.clone(), counters.clone()),
+    };
+    let lent = shared.clone();
+    let factory = move || PeerTable::new(lent.clone(), peer_casts.clone());
+    supervisor.supervise(&threads.control, peers_mailbox, factory, Policy::RESTART);
+
+    let link_casts = ServerLinkCasts {
+        joined: Caster::new(peers.clone(), counters.clone()),
+        from_server: Caster::new(peers.clone(), counters.clone()),
+        place: Caster::new(peers.clone(), counters.clone()),
+        candidates: Caster::new(peers.clone(), counters.clone()),
+        configure: Caster::new(tap.clone(), counters.clone()),
+        own: (Caster::new(server.clone(), counters.clone()), Caster::new(server.clone(), counters.clone())),
+    };
+    let lent = shared.clone();
+    let factory = move || ServerLink::new(lent.clone(), link_casts.clone());
+    supervisor.supervise(&threads.control, server_mailbox, factory, Policy::RESTART);
+
+    let want = Caster::new(peers.clone(), counters.clone());
+    let lent = shared.clone();
+    let factory = move || {
+        let egress = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx());
+        let device = (lent.config.device.clone(), lent.config.mtu);
+        let counters = lent.views.counters.clone();
+        TapReader::new(lent.slot.clone(), lent.lease.clone(), device, egress, counters, lent.fatal.clone())
+    };
+    supervisor.supervise(&threads.data, tap_mailbox, factory, Policy::RESTART);
+
+    let casts = IngressCasts {
+        inbound: Caster::new(peers.clone(), counters.clone()),
+        control: Caster::new(peers.clone(), counters.clone()),
+        confirmed: Caster::new(peers.clone(), counters.clone()),
+        seen: Caster::new(peers, counters.clone()),
+        server_inbound: Caster::new(server.clone(), counters.clone()),
+        server_control: Caster::new(server.clone(), counters.clone()),
+        learn: Caster::new(fdb, counters.clone()),
+    };
+    let key = mac1_key(&shared.key, &no_psk());
+    for uplink in shared.uplinks.readers() {
+        let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
+        threads.keep(address);
+        let (lent, casts, counters) = (shared.clone(), casts.clone(), counters.clone());
+        let factory = move || {
+            let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key);
+            UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress)))
+        };
+        supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
+    }
+
+    let (lent, guard) = (shared.clone(), supervisor.clone());
+    let snapshot: super::stats::Snapshot = Arc::new(move || report::client_scorecard(&lent, &guard.status()));
+    let file = shared.config.scorecard.clone();
+    let factory = move || Stats::new(snapshot.clone(), file.clone());
+    supervisor.supervise(&threads.control, stats_mailbox, factory, Policy::RESTART);
+
+    let (lent, guard) = (shared.clone(), supervisor.clone());
+    let (asked, link) = (stats.clone(), server.clone());
+    let answer: super::control::Answer = Arc::new(move |request| {
+        report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), link.clone())
+    });
+    let factory = move || Control::new(control.clone(), answer.clone());
+    supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
+    threads.keep(tap);
+    threads.keep(server);
+    threads.keep(stats);
+    threads.keep(control_address);
+}
+
+/// Runs a server until it is told to stop.
+///
+/// # Errors
+///
+/// What keeps it from starting, or ended it: one line that says what to do.
+pub fn run_server(config: ServerConfig) -> Result<()> {
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    // Everything that can be refused is tried before anything is written: the pool, then the ports.
+    pool(&config, NetworkId(0))?;
+    let counters = Arc::new(Counters::default());
+    let (uplinks, listen) = server_uplinks(&config, &counters)?;
+    let state = StateDir::open_or_create(&config.state)?;
+    let _lock = state.lock()?;
+    let control = Arc::new(ControlListener::bind(&config.control)?);
+    let secrets = (node_key(&state, "node.key")?, node_key(&state, "signing.key")?);
+    let database = state.file("network.db");
+    let store = smol::block_on(SqliteStore::open(&database))
+        .with_context(|| format!("the database {}", database.display()))?;
+    let (fatal, ends) = smol::channel::bounded(4);
+    let shared = Arc::new(ServerShared {
+        config,
+        secrets,
+        members: Arc::default(),
+        uplinks,
+        counters,
+        description: ArcSwap::from_pointee(None),
+        events: EventLog::default(),
+        started: Instant::now(),
+        fatal,
+    });
+    let threads = Threads::start()?;
+    let supervisor = Supervisor::new();
+    let coordinator = wire_server(&shared, &supervisor, &threads, control, Arc::new(store), Arc::new(listen));
+    threads.spawn(report::welcome(shared.clone(), coordinator));
+    threads.run(&supervisor, &ends)
+}
+
+fn server_uplinks(config: &ServerConfig, counters: &Arc<Counters>) -> Result<(Uplinks, TcpListen)> {
+    let of = |four: bool| config.listen.iter().filter(|ip| ip.is_ipv4() == four).collect::<Vec<_>>();
+    if of(true).len() > 1 || of(false).len() > 1 {
+        bail!("listen: at most one IPv4 and one IPv6 address; 0.0.0.0 and :: stand for all of a family");
+    }
+    let bind = |id, ip: &IpAddr| UdpUplink::bind(id, SocketAddr::new(*ip, config.port), SOCKET_BUFFER);
+    let udp4 = of(true).first().map(|ip| bind(UplinkId::UDP4, ip)).transpose()?;
+    let udp6 = match of(false).first().map(|ip| bind(UplinkId::UDP6, ip)) {
+        Some(Err(BindError::NoFamily { .. })) if udp4.is_some() => {
+            log::warn!("this machine has no IPv6; listening on IPv4 only");
+            None
+        }
+        bound => bound.transpose()?,
+    };
+    let mut listen: Vec<IpAddr> = Vec::new();
+    listen.extend(udp4.iter().map(|uplink| uplink.local_addr().ip()));
+    listen.extend(udp6.iter().map(|uplink| uplink.local_addr().ip()));
+    let tcp = TcpListen::bind(&listen, config.port)?;
+    let uplinks = Uplinks::new(udp4.map(Arc::new), udp6.map(Arc::new), Some(tcp.tx()), counters.clone());
+    Ok((uplinks, tcp))
+}
+
+fn wire_server(
+    shared: &Arc<ServerShared>,
+    supervisor: &Supervisor,
+    threads: &Threads,
+    control: Arc<ControlListener>,
+    store: Arc<dyn crate::io::store::Store>,
+    listen: Arc<TcpListen>,
+) -> Address<Coordinator> {
+    let counters = shared.counters.clone();
+    let relay_view: Arc<ArcSwap<RelayView>> = Arc::default();
+    let (store_address, store_mailbox) = Mailbox::<Store>::bounded(MAILBOX);
+    let (relay, relay_mailbox) = Mailbox::<Relay>::bounded(MAILBOX);
+    let (coordinator, coordinator_mailbox) = Mailbox::<Coordinator>::bounded(MAILBOX);
+    let (stats, stats_mailbox) = Mailbox::<Stats>::bounded(EDGE_MAILBOX);
+    let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
+
+    let stored = Caster::new(coordinator.clone(), counters.clone());
+    let factory = move || Store::new(store.clone(), stored.clone());
+    supervisor.supervise(&threads.control, store_mailbox, factory, Policy::RESTART);
+
+    let view = relay_view.clone();
+    supervisor.supervise(&threads.control, relay_mailbox, move || Relay::new(view.clone()), Policy::RESTART);
+
+    let casts = CoordinatorCasts {
+        store: store_address.clone(),
+        apply: Caster::new(store_address, counters.clone()),
+        bind: Caster::new(relay.clone(), counters.clone()),
+        place: Caster::new(relay, counters.clone()),
+    };
+    let lent = shared.clone();
+    let factory = move || Coordinator::new(lent.clone(), casts.clone());
+    supervisor.supervise(&threads.control, coordinator_mailbox, factory, Policy::RESTART);
+
+    let public = Identity::from_secret(shared.secrets.0.clone()).public;
+    let mac1_keys = (mac1_key(&public, &no_psk()), enrol_mac1_key(&fingerprint(&public)));
+    let epoch = Epoch(shared.started);
+    let (lent, to) = (shared.clone(), coordinator.clone());
+    let ingress = move || ServerIngress {
+        epoch,
+        members: lent.members.clone(),
+        relay: relay_view.clone(),
+        uplinks: lent.uplinks.clone(),
+        counters: lent.counters.clone(),
+        inbound: Caster::new(to.clone(), lent.counters.clone()),
+        control: Caster::new(to.clone(), lent.counters.clone()),
+        mac1_keys,
+        tcp: lent.uplinks.tcp(),
+        hints: HintBudget::default(),
+        batch: SendBatch::new(lent.uplinks.max_segments()),
+    };
+    for uplink in shared.uplinks.readers() {
+        let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
+        threads.keep(address);
+        let (ingress, counters) = (ingress.clone(), counters.clone());
+        let factory =
+            move || UdpPath::new(uplink.clone(), counters.clone(), Reception::Server(Box::new(ingress())));
+        supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
+    }
+    let (tcp, tcp_mailbox) = Mailbox::<TcpPath>::bounded(EDGE_MAILBOX);
+    let factory = move || TcpPath::new(listen.clone(), ingress());
+    supervisor.supervise(&threads.data, tcp_mailbox, factory, Policy::RESTART);
+
+    let (lent, guard) = (shared.clone(), supervisor.clone());
+    let snapshot: super::stats::Snapshot = Arc::new(move || report::server_scorecard(&lent, &guard.status()));
+    let file = shared.config.scorecard.clone();
+    let factory = move || Stats::new(snapshot.clone(), file.clone());
+    supervisor.supervise(&threads.control, stats_mailbox, factory, Policy::RESTART);
+
+    let (lent, guard) = (shared.clone(), supervisor.clone());
+    let (asked, to) = (stats.clone(), coordinator.clone());
+    let answer: super::control::Answer = Arc::new(move |request| {
+        report::answer_server(request, lent.clone(), guard.clone(), asked.clone(), to.clone())
+    });
+    let factory = move || Control::new(control.clone(), answer.clone());
+    supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
+    threads.keep(tcp);
+    threads.keep(stats);
+    threads.keep(control_address);
+    coordinator
+}
+
+/// The node's threads: the caller's runs the control plane, one of its own the data plane.
+struct Threads {
+    control: Arc<Executor<'static>>,
+    data: Arc<Executor<'static>>,
+    stop: Sender<()>,
+    worker: std::thread::JoinHandle<()>,
+    /// Addresses that nobody else holds: an actor without any would end.
+    kept: std::sync::Mutex<Vec<Box<dyn std::any::Any + Send>>>,
+}
+
+impl Threads {
+    fn start() -> Result<Self> {
+        let data = Arc::new(Executor::new());
+        let (stop, stopped) = smol::channel::bounded::<()>(1);
+        let runs = data.clone();
+        let worker = std::thread::Builder::new()
+            .name("data".into())
+            .spawn(move || drop(smol::block_on(runs.run(stopped.recv()))))
+            .context("the data-plane thread cannot be started")?;
+        Ok(Self { control: Arc::new(Executor::new()), data, stop, worker, kept: std::sync::Mutex::default() })
+    }
+
+    fn keep(&self, address: impl std::any::Any + Send) {
+        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(Box::new(address));
+    }
+
+    /// Runs something beside the actors until the node ends.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.keep(self.control.spawn(work));
+    }
+
+    /// Runs the node until a signal, a fatal word or the supervisor ends it; then stops every actor.
+    fn run(self, supervisor: &Supervisor, fatal: &Receiver<String>) -> Result<()> {
+        let mut signals = StopSignals::new().context("signals cannot be watched")?;
+        let ended = smol::block_on(self.control.run(async {
+            let signal = async {
+                let name = signals.next().await.unwrap_or("a signal");
+                log::info!("{name}: ending");
+                None
+            };
+            let fatal = async { fatal.recv().await.ok() };
+            let given_up = async { Some(supervisor.node_ended().await.to_string()) };
+            let ended = future::or(signal, future::or(fatal, given_up)).await;
+            for name in supervisor.stop_all(STOP_WITHIN).await {
+                log::warn!("{name} did not end in time and was dropped");
+            }
+            ended
+        }));
+        // The worker hears of it or is gone already.
+        let _ = self.stop.try_send(());
+        let _ = self.worker.join();
+        match ended {
+            None => Ok(()),
+            Some(why) => bail!(why),
+        }
+    }
+}

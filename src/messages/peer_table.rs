@@ -1,0 +1,64 @@
+//! What the peer table is told.
+
+use std::sync::Arc;
+
+use crate::ids::{Endpoint, PeerIdx, Route};
+use crate::proto::server_link::Pinned;
+use crate::proto::session::Session;
+use crate::wire::cert::CERT_LEN;
+use crate::wire::control::{Candidate, Control};
+
+/// First contact was made, or a certificate came: this is our network and what it signed for us.
+#[derive(Debug, Clone)]
+pub struct Joined {
+    pub pinned: Pinned,
+    pub certificate: [u8; CERT_LEN],
+    /// The network's epoch, as the server says.
+    pub epoch: u64,
+}
+
+/// A frame waits for a peer without a session.
+#[derive(Debug, Clone, Copy)]
+pub struct Want(pub PeerIdx);
+
+/// A handshake, cookie or hint.
+#[derive(Debug)]
+pub struct Inbound {
+    pub via: Route,
+    pub datagram: Vec<u8>,
+}
+
+/// Control messages of a peer, authentic and opened.
+#[derive(Debug)]
+pub struct PeerControl {
+    pub session: Arc<Session>,
+    pub via: Route,
+    pub plain: Vec<u8>,
+}
+
+/// The first authentic frame came on a new session.
+#[derive(Debug, Clone)]
+pub struct Confirmed {
+    pub session: Arc<Session>,
+    pub via: Route,
+}
+
+/// Authentic frames come from elsewhere than where ours go.
+#[derive(Debug, Clone, Copy)]
+pub struct SeenFrom {
+    pub peer: PeerIdx,
+    pub via: Route,
+}
+
+/// What the server says of other members.
+#[derive(Debug)]
+pub struct FromServer(pub Control);
+
+/// Where the server is; `None` while it is away.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerPlace(pub Option<Endpoint>);
+
+/// Our own addresses, all of them.
+#[derive(Debug, Clone)]
+pub struct OwnCandidates(pub Vec<Candidate>);
+

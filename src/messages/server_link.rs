@@ -1,0 +1,46 @@
+//! What the server link is told.
+
+use std::sync::Arc;
+
+use crate::ids::Endpoint;
+use crate::proto::session::Session;
+use crate::wire::control::{Candidate, Control};
+
+/// A handshake, cookie or hint from the server's side.
+#[derive(Debug)]
+pub struct ServerInbound {
+    pub from: Endpoint,
+    pub datagram: Vec<u8>,
+}
+
+/// Control messages of the server, authentic and opened.
+#[derive(Debug)]
+pub struct ServerControl {
+    pub session: Arc<Session>,
+    pub from: Endpoint,
+    pub plain: Vec<u8>,
+}
+
+/// Say this to the server.
+#[derive(Debug)]
+pub struct SayToServer(pub Control);
+
+/// The member map has this version.
+#[derive(Debug, Clone, Copy)]
+pub struct MapAt(pub u64);
+
+/// The server's names stand for these addresses; or why they do not.
+#[derive(Debug, Clone)]
+pub struct Resolved(pub Result<Vec<Endpoint>, String>);
+
+/// Our own addresses, all of them.
+#[derive(Debug, Clone)]
+pub struct OwnCandidates(pub Vec<Candidate>);
+
+/// Give the lease back. The sender hears when the server has taken it.
+#[derive(Debug)]
+pub struct Release(pub smol::channel::Sender<()>);
+
+/// Our statistics for the server's map.
+#[derive(Debug)]
+pub struct OwnStats(pub Control);
