@@ -18,3 +18,4 @@ pub mod records;
 pub mod replay;
 pub mod server_link;
 pub mod session;
+pub mod topology;
