@@ -3,6 +3,7 @@ pub mod args;
 pub mod ask;
 pub mod check;
 pub mod completions;
+pub mod demo;
 pub mod members;
 pub mod orders;
 pub mod reply;

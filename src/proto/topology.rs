@@ -2,8 +2,8 @@
 //!
 //! A pure function of what it is given: the same network gives the same text, so that two maps can be compared line by
 //! line. Direct paths are green lines between members; a relayed pair is an orange dashed line from each of the two to
-//! the server, which names the other; a member that talks to nobody hangs on the server by a dotted line, and one that
-//! is offline is grey.
+//! the server, which names the other; every other member that is online hangs on the server by a dotted line; one that is
+//! offline is grey.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -91,7 +91,7 @@ fn write(
 ) -> fmt::Result {
     writeln!(out, "// {}", snapshot.replace(char::is_control, " "))?;
     writeln!(out, "graph \"eps-actor\" {{")?;
-    writeln!(out, "    layout=circo; overlap=false; splines=true;")?;
+    writeln!(out, "    layout=circo; overlap=false; splines=line;")?;
     writeln!(out, "    node [fontname=\"sans-serif\", fontsize=11, shape=ellipse, style=filled, fillcolor=white];")?;
     writeln!(out, "    edge [fontname=\"sans-serif\", fontsize=9];")?;
     writeln!(
@@ -123,9 +123,8 @@ fn write(
         writeln!(out, "    {} -- {SERVER} [color=orange, style=dashed, label={}];", quoted(name), label(&lines))?;
     }
     for (name, member) in members {
-        let drawn = legs.contains_key(name) || pairs.keys().any(|ends| ends.contains(name));
-        if member.online && !drawn {
-            writeln!(out, "    {} -- {SERVER} [color=black, style=dotted];", quoted(name))?;
+        if member.online && !legs.contains_key(name) {
+            writeln!(out, "    {} -- {SERVER} [color=gray50, style=dotted];", quoted(name))?;
         }
     }
     writeln!(out, "}}")
@@ -194,7 +193,7 @@ mod tests {
             dot(&topology, "2026-11-21T02:38:00Z"),
             r#"// 2026-11-21T02:38:00Z
 graph "eps-actor" {
-    layout=circo; overlap=false; splines=true;
+    layout=circo; overlap=false; splines=line;
     node [fontname="sans-serif", fontsize=11, shape=ellipse, style=filled, fillcolor=white];
     edge [fontname="sans-serif", fontsize=9];
     "(server)" [label="server\n192.168.43.0/24", shape=box, style="filled,bold", fillcolor=lightblue];
@@ -205,6 +204,7 @@ graph "eps-actor" {
     "ada" -- "bob" [color=green4, penwidth=2, label="0.4 ms"];
     "ada" -- "(server)" [color=orange, style=dashed, label="to cleo 3.1 ms"];
     "cleo" -- "(server)" [color=orange, style=dashed, label="to ada 3.1 ms"];
+    "bob" -- "(server)" [color=gray50, style=dotted];
 }
 "#
         );
@@ -228,7 +228,7 @@ graph "eps-actor" {
         assert_eq!(dot(&topology, ""), text);
         assert_eq!(text.matches("green4").count(), 1, "{text}");
         assert!(text.contains("\"a\" -- \"b\" [color=green4, penwidth=2, label=\"0.5 ms\"]"), "{text}");
-        assert!(text.contains("\"c\" -- \"(server)\" [color=black, style=dotted]"), "{text}");
+        assert!(text.contains("\"c\" -- \"(server)\" [color=gray50, style=dotted]"), "{text}");
         assert!(!text.contains("orange"), "{text}");
     }
 
