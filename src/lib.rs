@@ -7,5 +7,6 @@ pub mod ids;
 pub mod io;
 pub mod messages;
 pub mod proto;
+pub mod scaled;
 pub mod view;
 pub mod wire;

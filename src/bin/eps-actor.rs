@@ -1,1 +1,109 @@
-fn main() {}
+//! `eps-actor`: reads its arguments, sets up the log, does what is asked, and turns the outcome into an exit code.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use eps_actor::actors::{supervisor, system};
+use eps_actor::cli::args::{Arguments, Command};
+use eps_actor::cli::demo::{self, is_broken_pipe};
+use eps_actor::cli::{check, completions, members, orders, status};
+use eps_actor::config::{self, ConfigError};
+use log::LevelFilter;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Not locked: other threads of a node print, too.
+    let mut out = io::stdout();
+    match run(arguments.command, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody may be left to read this either.
+            let _ = complain(&error);
+            ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
+    if let Some(common) = command.common() {
+        start_log(common.log_level);
+    }
+    match command {
+        Command::Server(arguments) => {
+            let config = config::load_server(arguments.config.as_deref(), arguments.options)?;
+            start_node(config.log_level, &config.warnings);
+            system::run_server(config)?;
+        }
+        Command::Client(arguments) => {
+            let config = config::load_client(arguments.config.as_deref(), arguments.options)?;
+            start_node(config.log_level, &config.warnings);
+            system::run_client(config)?;
+        }
+        Command::Demo(_) => return demo::run(out),
+        Command::Check(arguments) => return Ok(check::run(&arguments, out, &mut io::stderr())?),
+        Command::Status(arguments) => status::run(&arguments, out)?,
+        Command::Members(arguments) => members::run(&arguments, out)?,
+        Command::Invite(arguments) => orders::invite(&arguments, out)?,
+        Command::Kick(arguments) => orders::kick(&arguments, out)?,
+        Command::Leave(arguments) => orders::leave(&arguments, out)?,
+        Command::Map(arguments) => orders::map(&arguments, out)?,
+        Command::Completions(arguments) => completions::run(arguments.shell, out)?,
+        #[cfg(any(debug_assertions, feature = "fault-injection"))]
+        Command::InjectPanic(arguments) => orders::inject_panic(&arguments, out)?,
+    }
+    Ok(0)
+}
+
+/// What every node does before it runs.
+fn start_node(level: LevelFilter, warnings: &[String]) {
+    start_log(level);
+    supervisor::install_panic_log();
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+}
+
+/// Logs to standard error, lines like `2026-11-21T02:38:00.123Z info  text`. RUST_LOG wins over `level`.
+fn start_log(level: LevelFilter) {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(level).parse_env("RUST_LOG").format(|line, record| {
+        let level = record.level().as_str().to_ascii_lowercase();
+        writeln!(line, "{} {level:<5} {}", line.timestamp_millis(), record.args())
+    });
+    builder.init();
+}
+
+/// Problems of a configuration have their lines already, as `check` prints them; anything else is one line.
+fn complain(error: &anyhow::Error) -> io::Result<()> {
+    match error.downcast_ref::<ConfigError>() {
+        Some(problems) => writeln!(io::stderr(), "{problems}"),
+        None => writeln!(io::stderr(), "eps-actor: {}", in_one_line(error)),
+    }
+}
+
+/// The error and its causes. Many errors tell their cause themselves; it is not told twice.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let error = anyhow::anyhow!("refused").context("cannot bind: refused; try again").context("server");
+        assert_eq!(in_one_line(&error), "server: cannot bind: refused; try again");
+    }
+}

@@ -78,6 +78,26 @@ Example: eps-actor completions bash > /etc/bash_completion.d/eps-actor")]
     InjectPanic(InjectPanicArguments),
 }
 
+impl Command {
+    /// The options that all commands have but `server` and `client`, whose configuration has them.
+    pub fn common(&self) -> Option<&Common> {
+        match self {
+            Self::Server(_) | Self::Client(_) => None,
+            Self::Demo(arguments) => Some(&arguments.common),
+            Self::Status(arguments) => Some(&arguments.common),
+            Self::Members(arguments) => Some(&arguments.common),
+            Self::Invite(arguments) => Some(&arguments.common),
+            Self::Kick(arguments) => Some(&arguments.common),
+            Self::Leave(arguments) => Some(&arguments.common),
+            Self::Check(arguments) => Some(&arguments.common),
+            Self::Map(arguments) => Some(&arguments.common),
+            Self::Completions(arguments) => Some(&arguments.common),
+            #[cfg(any(debug_assertions, feature = "fault-injection"))]
+            Self::InjectPanic(arguments) => Some(&arguments.common),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct ServerArguments {
     /// Configuration file; options win over it

@@ -1,4 +1,11 @@
-//! Subcommands: one file each, their arguments together in `args`.
+//! Subcommands: one file each, or small ones together; their arguments are in `args`.
 pub mod args;
+pub mod ask;
 pub mod check;
 pub mod completions;
+pub mod demo;
+pub mod members;
+pub mod orders;
+pub mod reply;
+pub mod status;
+pub mod table;

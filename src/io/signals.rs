@@ -1,6 +1,7 @@
-//! The signals that ask this process to stop.
+//! The signals that ask a process to stop: this one, or one that it started.
 
 use std::io;
+use std::process::Child;
 
 use async_signal::{Signal, Signals};
 use futures_util::StreamExt;
@@ -33,9 +34,33 @@ pub async fn stop_signal() -> io::Result<&'static str> {
     StopSignals::new()?.next().await
 }
 
+/// Sends SIGTERM to a child process, unless it has ended.
+pub fn terminate(child: &mut Child) -> io::Result<()> {
+    if child.try_wait()?.is_some() {
+        return Ok(());
+    }
+    let id = child.id().cast_signed();
+    // SAFETY: no pointers; the id is that of our child, since nobody has waited for it yet.
+    match unsafe { libc::kill(id, libc::SIGTERM) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
     use super::*;
+
+    #[test]
+    fn a_child_is_terminated_once() {
+        let mut child = Command::new("sleep").arg("60").spawn().expect("a child");
+        terminate(&mut child).expect("sent");
+        assert_eq!(child.wait().expect("a status").signal(), Some(libc::SIGTERM));
+        terminate(&mut child).expect("nothing to do");
+    }
 
     #[test]
     fn a_stop_signal_is_delivered_instead_of_ending_the_process() {

@@ -19,3 +19,4 @@ pub mod relaying;
 pub mod replay;
 pub mod server_link;
 pub mod session;
+pub mod topology;

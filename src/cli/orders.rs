@@ -1,0 +1,151 @@
+//! `invite`, `kick`, `leave`, `map` and `inject-panic`: one question to one node each, and its answer.
+
+use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+#[cfg(any(debug_assertions, feature = "fault-injection"))]
+use super::args::InjectPanicArguments;
+use super::args::{InviteArguments, KickArguments, LeaveArguments, MapArguments};
+use super::ask::ask_role;
+use crate::config::Role;
+use crate::scaled::Seconds;
+
+/// Has the server make an invitation, and prints the command that uses it.
+pub fn invite(arguments: &InviteArguments, out: &mut dyn Write) -> anyhow::Result<()> {
+    let expires = arguments.expires.map(|expiry| expiry.to_string());
+    let question = json!({"command": "invite", "reusable": arguments.reusable, "expires": expires});
+    let reply = ask_role(Role::Server, Some(&arguments.socket), &question)?;
+    if arguments.json {
+        writeln!(out, "{reply}")?;
+        return Ok(());
+    }
+    writeln!(out, "eps-actor client --join '{}'", text(&reply, "join")?)?;
+    let whom = if reply["reusable"] == json!(true) { "any number of members" } else { "one member" };
+    match reply["expires_unix"].as_u64() {
+        Some(end) => {
+            let left = end.saturating_sub(unix_seconds()) as f64;
+            writeln!(out, "for {whom}, within {}; whoever has the line can join", Seconds(left))?;
+        }
+        None => writeln!(out, "for {whom}, without an end; whoever has the line can join")?,
+    }
+    Ok(())
+}
+
+/// Has the server remove a member for good.
+pub fn kick(arguments: &KickArguments, out: &mut dyn Write) -> anyhow::Result<()> {
+    let question = json!({"command": "kick", "name": arguments.name});
+    let reply = ask_role(Role::Server, Some(&arguments.socket), &question)?;
+    writeln!(out, "{} is no member of the network any more", text(&reply, "removed")?)?;
+    Ok(())
+}
+
+/// Has the client give back its membership.
+pub fn leave(arguments: &LeaveArguments, out: &mut dyn Write) -> anyhow::Result<()> {
+    ask_role(Role::Client, Some(&arguments.socket), &json!({"command": "leave"}))?;
+    writeln!(out, "this machine has left the network; to come back it needs a new join line")?;
+    Ok(())
+}
+
+/// Prints the map of the network in DOT.
+pub fn map(arguments: &MapArguments, out: &mut dyn Write) -> anyhow::Result<()> {
+    let reply = ask_role(Role::Server, Some(&arguments.socket), &json!({"command": "map"}))?;
+    writeln!(out, "{}", text(&reply, "dot")?.trim_end())?;
+    Ok(())
+}
+
+/// Makes an actor panic. The name may be written as `status` shows it, or with hyphens.
+#[cfg(any(debug_assertions, feature = "fault-injection"))]
+pub fn inject_panic(arguments: &InjectPanicArguments, out: &mut dyn Write) -> anyhow::Result<()> {
+    let question = json!({"command": "inject_panic", "actor": actor_name(&arguments.actor)});
+    for reply in super::ask::ask(&arguments.target, &question)? {
+        writeln!(out, "{} will panic", text(&reply, "injected")?)?;
+    }
+    Ok(())
+}
+
+#[cfg(any(debug_assertions, feature = "fault-injection"))]
+fn actor_name(written: &str) -> String {
+    let capital = |word: &str| {
+        let mut letters = word.chars();
+        letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect::<String>()
+    };
+    written.split('-').map(capital).collect()
+}
+
+fn text<'a>(reply: &'a Value, field: &str) -> anyhow::Result<&'a str> {
+    reply[field]
+        .as_str()
+        .with_context(|| format!("the answer has no {field:?}; are this program and the node of one version?"))
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::args::{Arguments, Command};
+    use super::super::ask::tests::stand_in;
+    use super::*;
+
+    #[test]
+    fn an_invitation_is_a_command_to_type() {
+        let reply = json!({"join": "eps://h/a/b", "expires_unix": unix_seconds() + 86_400, "reusable": false});
+        let text = run("invite", reply).expect("done");
+        assert!(text.starts_with("eps-actor client --join 'eps://h/a/b'\nfor one member, within "), "{text}");
+        let reply = json!({"join": "eps://h/a/b", "expires_unix": null, "reusable": true});
+        let text = run("invite --reusable --expires never", reply).expect("done");
+        assert!(text.contains("for any number of members, without an end"), "{text}");
+    }
+
+    #[test]
+    fn the_server_hears_what_was_asked_for() {
+        let reply = json!({"join": "x", "expires_unix": null, "reusable": true});
+        let text = run("invite --reusable --expires 90m --json", reply).expect("done");
+        let reply: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(reply["asked"], json!({"command": "invite", "reusable": true, "expires": "1h30m"}));
+    }
+
+    #[test]
+    fn short_answers() {
+        assert!(run("kick nas", json!({"removed": "nas"})).expect("done").starts_with("nas is no member"));
+        assert!(run("leave", json!({"left": true})).expect("done").contains("has left"));
+        assert_eq!(run("map", json!({"dot": "graph {}\n"})).expect("done"), "graph {}\n");
+    }
+
+    #[test]
+    fn an_answer_without_its_field_is_an_error() {
+        let error = run("map", json!({"svg": ""})).expect_err("no DOT").to_string();
+        assert!(error.starts_with("the answer has no \"dot\""), "{error}");
+    }
+
+    #[test]
+    fn actors_are_called_by_either_spelling() {
+        assert_eq!(run("inject-panic peer-table", json!({"injected": "PeerTable"})).expect("done"), "PeerTable will panic\n");
+        assert_eq!(actor_name("peer-table"), "PeerTable");
+        assert_eq!(actor_name("PeerTable"), "PeerTable");
+    }
+
+    fn run(line: &str, reply: Value) -> anyhow::Result<String> {
+        let place = tempfile::tempdir().expect("a directory");
+        let socket = place.path().join("s");
+        stand_in(&socket, reply);
+        let socket = socket.display().to_string();
+        let words = std::iter::once("eps-actor").chain(line.split(' ')).chain(["--control", &socket]);
+        let mut out = Vec::new();
+        match Arguments::try_parse_from(words).expect("good usage").command {
+            Command::Invite(arguments) => invite(&arguments, &mut out)?,
+            Command::Kick(arguments) => kick(&arguments, &mut out)?,
+            Command::Leave(arguments) => leave(&arguments, &mut out)?,
+            Command::Map(arguments) => map(&arguments, &mut out)?,
+            Command::InjectPanic(arguments) => inject_panic(&arguments, &mut out)?,
+            other => panic!("{other:?}"),
+        }
+        Ok(String::from_utf8(out).expect("text"))
+    }
+}

@@ -1,0 +1,185 @@
+//! What the control socket answers to `status`, as the commands read it.
+//!
+//! Fields that are missing get a default and unknown ones are passed over, so that a program and a node of different
+//! versions can talk.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The status of a node in either role.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "role", rename_all = "lowercase")]
+pub enum Status {
+    Client(ClientStatus),
+    Server(ServerStatus),
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ClientStatus {
+    pub version: String,
+    pub uptime_seconds: f64,
+    pub node: ClientNode,
+    pub server: ServerContact,
+    pub peers: Vec<Peer>,
+    pub counters: BTreeMap<String, f64>,
+    pub actors: Vec<Actor>,
+    pub events: Vec<String>,
+}
+
+/// The client itself.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ClientNode {
+    pub name: String,
+    pub id: String,
+    /// With its prefix; `None` before there is a lease.
+    pub address: Option<String>,
+    pub address6: Option<String>,
+    pub mac: String,
+    pub device: Option<String>,
+    pub mtu: u64,
+    /// In words: `connected`, `joining`, `offline (from the stored map)`.
+    pub state: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ServerContact {
+    pub connected: bool,
+    pub endpoint: Option<String>,
+    pub last_contact_seconds: Option<f64>,
+    pub map_version: u64,
+    pub network: String,
+}
+
+/// Another client, as a client sees it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Peer {
+    pub name: String,
+    pub id: String,
+    pub address: Option<String>,
+    pub address6: Option<String>,
+    pub mac: String,
+    pub online: bool,
+    /// `direct`, `relay`, `searching`, `idle` or `offline`.
+    pub state: String,
+    pub path: Option<String>,
+    pub rtt_ms: Option<f64>,
+    pub last_proof_seconds: Option<f64>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub session_age_seconds: Option<f64>,
+    pub suite: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ServerStatus {
+    pub version: String,
+    pub uptime_seconds: f64,
+    pub node: ServerNode,
+    pub lease_free: u64,
+    /// Whether there is an invitation that somebody could still use.
+    pub invitations: bool,
+    pub map_version: u64,
+    pub epoch: u64,
+    pub leases: Vec<Lease>,
+    pub counters: BTreeMap<String, f64>,
+    pub actors: Vec<Actor>,
+    pub events: Vec<String>,
+}
+
+/// The server itself.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ServerNode {
+    pub id: String,
+    pub network: String,
+    pub addresses: String,
+    pub addresses6: Option<String>,
+    pub port: u16,
+    pub open: bool,
+    pub fingerprint: String,
+}
+
+/// A member, as the server sees it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Lease {
+    pub name: String,
+    pub id: String,
+    pub address: Option<String>,
+    pub address6: Option<String>,
+    pub mac: String,
+    pub online: bool,
+    pub endpoint: Option<String>,
+    pub last_heard_seconds: Option<f64>,
+    pub connected_seconds: Option<f64>,
+    pub joined_unix: Option<u64>,
+    pub rights: Vec<String>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub peers: Vec<LeasePeer>,
+}
+
+/// How a member reaches another one, by its own account.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct LeasePeer {
+    pub name: String,
+    pub path: String,
+    pub rtt_ms: Option<f64>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Actor {
+    pub name: String,
+    pub state: String,
+    pub restarts: u64,
+    pub last_stop: Option<String>,
+    pub mailbox: String,
+    pub policy: String,
+}
+
+impl Status {
+    /// Reads a reply to `status`.
+    pub fn read(reply: &Value) -> anyhow::Result<Self> {
+        Self::deserialize(reply).map_err(|error| {
+            anyhow::anyhow!("the status is not as expected ({error}); are this program and the node of one version?")
+        })
+    }
+}
+
+impl ClientStatus {
+    /// The peer of this name.
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_status_of_another_version_is_read_as_far_as_possible() {
+        let reply = json!({"role": "client", "future": 1, "node": {"name": "a", "address": null}, "peers": [{}]});
+        let Ok(Status::Client(status)) = Status::read(&reply) else { panic!("a client's status") };
+        assert_eq!((status.node.name.as_str(), status.peers.len()), ("a", 1));
+    }
+
+    #[test]
+    fn something_else_is_refused() {
+        let error = Status::read(&json!({"role": "printer"})).expect_err("no role").to_string();
+        assert!(error.contains("printer") && error.contains("one version"), "{error}");
+    }
+}
