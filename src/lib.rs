@@ -7,6 +7,7 @@ pub mod ids;
 pub mod io;
 pub mod messages;
 pub mod proto;
+pub mod report;
 pub mod scaled;
 pub mod view;
 pub mod wire;

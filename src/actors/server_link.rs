@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smol::channel::Sender;
-use smol::net::AsyncToSocketAddrs;
 use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::client::{ClientShared, SavedNetwork, seed};
@@ -213,8 +212,8 @@ impl ServerLink {
             let mut found = Vec::new();
             let mut failed = Vec::new();
             for server in &servers {
-                match (server.host.as_str(), server.port).to_socket_addrs().await {
-                    Ok(addresses) => found.extend(addresses.map(Endpoint::udp)),
+                match smol::net::resolve((server.host.as_str(), server.port)).await {
+                    Ok(addresses) => found.extend(addresses.into_iter().map(Endpoint::udp)),
                     Err(error) => failed.push(format!("{}: {error}", server.host)),
                 }
             }
