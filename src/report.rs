@@ -76,7 +76,10 @@ pub fn answer_server(
 ) -> BoxFuture<'static, Result<Value, String>> {
     Box::pin(async move {
         match request["command"].as_str() {
-            Some("status" | "members") => Ok(server_status(&shared, &supervisor.status())),
+            Some("status" | "members") => {
+                described(&shared).await;
+                Ok(server_status(&shared, &supervisor.status()))
+            }
             Some("scorecard") => call(&stats, TakeSnapshot, DEADLINE).await.map_err(|error| error.to_string()),
             Some("invite") => {
                 let expiry = match &request["expires"] {
@@ -171,14 +174,19 @@ fn server_key(shared: &ServerShared) -> crate::ids::PublicKey {
     Identity::from_secret(shared.secrets.0.clone()).public
 }
 
-/// The words at a server's start: how to join it.
-pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator>) {
-    let description = loop {
+/// The network as the coordinator describes it, once it has started.
+async fn described(shared: &ServerShared) -> NetworkDescription {
+    loop {
         if let Some(description) = shared.description.load().as_ref() {
-            break description.clone();
+            return description.clone();
         }
         smol::Timer::after(Duration::from_millis(10)).await;
-    };
+    }
+}
+
+/// The words at a server's start: how to join it.
+pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator>) {
+    let description = described(&shared).await;
     let config = &shared.config;
     println!("network {} on UDP and TCP port {}, {} of {} addresses leased", config.network, config.port, description.members.len(), description.members.len() as u64 + description.lease_free);
     if config.open {
@@ -328,6 +336,7 @@ pub fn server_status(shared: &ServerShared, status: &[ActorStatus]) -> Value {
             "id": key.node_id().to_string(),
             "network": description.map(|d| d.network.id.to_string()),
             "addresses": config.network.to_string(),
+            "addresses6": description.and_then(|d| d.network6.map(|net| net.to_string())),
             "port": config.port,
             "open": config.open,
             "fingerprint": crate::proto::map::hex(&fingerprint(&key)),

@@ -65,6 +65,7 @@ pub struct Coordinator {
     casts: CoordinatorCasts,
     core: Option<Core>,
     capacity: u64,
+    network6: Option<ipnet::Ipv6Net>,
     waiting: BTreeMap<u64, Sender<Reply>>,
     /// Casts that found the store's mailbox full; they go first next time.
     unsent: Vec<Apply>,
@@ -102,6 +103,7 @@ impl Coordinator {
             casts,
             core: None,
             capacity: 0,
+            network6: None,
             waiting: BTreeMap::new(),
             unsent: Vec::new(),
             next_request: 0,
@@ -123,6 +125,7 @@ impl Coordinator {
         let config = &self.shared.config;
         let pool = pool(config, network.id).map_err(|error| error.to_string())?;
         self.capacity = pool.capacity();
+        self.network6 = pool.network6();
         let settings = Settings {
             open: config.open,
             rights: config.members.iter().map(|pin| (pin.name.clone(), pin.rights)).collect(),
@@ -153,8 +156,12 @@ impl Coordinator {
                     }
                 }
                 Output::SessionsChanged => sessions_changed = true,
-                Output::Channel { one, other } => drop(self.casts.bind.cast(Bind { one, other })),
-                Output::Placed { member, endpoint } => drop(self.casts.place.cast(Place { member, endpoint })),
+                Output::Channel { one, other } => {
+                    self.casts.bind.cast(Bind { one, other });
+                }
+                Output::Placed { member, endpoint } => {
+                    self.casts.place.cast(Place { member, endpoint });
+                }
                 Output::Reply { request, reply } => {
                     if let Some(waiting) = self.waiting.remove(&request) {
                         // Who asked may have gone.
@@ -191,6 +198,7 @@ impl Coordinator {
             lease_free: self.capacity.saturating_sub(members.len() as u64),
             invitations: core.has_invitations(now),
             head: core.map_version(),
+            network6: self.network6,
             members,
             names,
             events: self.shared.events.list(),
@@ -275,7 +283,9 @@ impl Handler<MemberInbound> for Coordinator {
         let Some(core) = &mut self.core else { return };
         let now = Instant::now();
         let result = if Kind::of(&datagram) == Some(Kind::Hint) {
-            Hint::parse(&datagram).map(|hint| drop(core.handle_hint(hint, now)))
+            Hint::parse(&datagram).map(|hint| {
+                core.handle_hint(hint, now);
+            })
         } else {
             core.handle_handshake(from, &datagram, now)
         };

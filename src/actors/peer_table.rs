@@ -117,7 +117,9 @@ impl PeerTable {
         while let Some(output) = self.core.as_mut().and_then(Peers::poll_output) {
             match output {
                 Output::Send { route, datagram } => self.shared.uplinks.send_by(route, &datagram),
-                Output::ToServer(message) => drop(self.casts.say.cast(SayToServer(message))),
+                Output::ToServer(message) => {
+                    self.casts.say.cast(SayToServer(message));
+                }
                 Output::Changed => self.changed = true,
                 Output::Ready(idx) => ready.push(idx),
                 Output::Unreachable(idx) => {

@@ -111,7 +111,9 @@ impl ServerLink {
                     self.casts.place.cast(ServerPlace(None));
                     self.shared.events.say("the server does not answer; known peers stay reachable".into());
                 }
-                Output::Passed(message) => drop(self.casts.from_server.cast(FromServer(message))),
+                Output::Passed(message) => {
+                    self.casts.from_server.cast(FromServer(message));
+                }
                 Output::Observed(addr) => log::debug!("the server sees us at {addr}"),
                 Output::Refused(refusal) => self.refused(&refusal),
                 Output::Released => {

@@ -33,7 +33,9 @@ impl Store {
         let batch: Vec<Apply> = self.waiting.drain(..).collect();
         let ops = batch.iter().flat_map(|apply| apply.ops.clone()).collect();
         if self.store.apply(ops).await.is_ok() {
-            batch.iter().for_each(|apply| drop(self.stored.cast(Stored { id: apply.id, result: Ok(()) })));
+            for apply in batch {
+                self.stored.cast(Stored { id: apply.id, result: Ok(()) });
+            }
             return;
         }
         // One of them is at fault: each for itself, so that the others are not lost with it.

@@ -422,7 +422,10 @@ impl Threads {
         let runs = data.clone();
         let worker = std::thread::Builder::new()
             .name("data".into())
-            .spawn(move || drop(smol::block_on(runs.run(stopped.recv()))))
+            .spawn(move || {
+                // It ends when it is told to, or when nobody could tell it any more.
+                let _ = smol::block_on(runs.run(stopped.recv()));
+            })
             .context("the data-plane thread cannot be started")?;
         Ok(Self { control: Arc::new(Executor::new()), data, stop, worker, kept: std::sync::Mutex::default() })
     }

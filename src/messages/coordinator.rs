@@ -54,6 +54,7 @@ pub struct NetworkDescription {
     /// Names of the members that reports speak of, by the first eight bytes of their node ids.
     pub names: std::collections::BTreeMap<[u8; 8], String>,
     pub head: u64,
+    pub network6: Option<ipnet::Ipv6Net>,
     pub lease_free: u64,
     pub invitations: bool,
     pub events: Vec<String>,

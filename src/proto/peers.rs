@@ -184,7 +184,9 @@ impl Peers {
             outputs: VecDeque::new(),
         };
         let keys: Vec<_> = peers.map.iter().map(|(key, _)| *key).collect();
-        keys.into_iter().for_each(|key| drop(peers.peer_of(key, now)));
+        for key in keys {
+            peers.peer_of(key, now);
+        }
         peers
     }
 
@@ -217,7 +219,9 @@ impl Peers {
             peer.link.resume(session);
         }
         let keys: Vec<_> = self.map.iter().map(|(key, _)| *key).collect();
-        keys.into_iter().for_each(|key| drop(self.peer_of(key, now)));
+        for key in keys {
+            self.peer_of(key, now);
+        }
         let idxs: Vec<_> = self.peers.keys().copied().collect();
         idxs.into_iter().for_each(|idx| self.reschedule(idx));
     }
