@@ -106,7 +106,8 @@ mod tests {
 
     #[test]
     fn rates() {
-        for (rate, text) in [(0.0, "0.0 bit/s"), (94.21e6, "94.2 Mbit/s"), (2.5e9, "2.5 Gbit/s"), (1e16, "10000 Tbit/s")]
+        for (rate, text) in
+            [(0.0, "0.0 bit/s"), (94.21e6, "94.2 Mbit/s"), (2.5e9, "2.5 Gbit/s"), (1e16, "10000 Tbit/s")]
         {
             assert_eq!(BitRate(rate).to_string(), text);
         }
@@ -132,7 +133,9 @@ mod tests {
 
     #[test]
     fn round_trips() {
-        for (millis, text) in [(0.04, "0.04 ms"), (0.4, "0.4 ms"), (8.06, "8.1 ms"), (230.4, "230 ms"), (1234.0, "1.2 s")] {
+        for (millis, text) in
+            [(0.04, "0.04 ms"), (0.4, "0.4 ms"), (8.06, "8.1 ms"), (230.4, "230 ms"), (1234.0, "1.2 s")]
+        {
             assert_eq!(Millis(millis).to_string(), text);
         }
     }

@@ -37,9 +37,7 @@ fn print_of_server(status: &ServerStatus, now_unix: u64, out: &mut dyn Write) ->
     if status.leases.is_empty() {
         return writeln!(out, "no member yet: `eps-actor invite` prints a line to join with");
     }
-    let mut table = Table::new(
-        ["member", "address", "address6", "MAC", "state", "joined", "rights", "id"].map(Left),
-    );
+    let mut table = Table::new(["member", "address", "address6", "MAC", "state", "joined", "rights", "id"].map(Left));
     for lease in &status.leases {
         table.row(vec![
             Some(lease.name.clone()),

@@ -126,7 +126,10 @@ mod tests {
 
     #[test]
     fn actors_are_called_by_either_spelling() {
-        assert_eq!(run("inject-panic peer-table", json!({"injected": "PeerTable"})).expect("done"), "PeerTable will panic\n");
+        assert_eq!(
+            run("inject-panic peer-table", json!({"injected": "PeerTable"})).expect("done"),
+            "PeerTable will panic\n"
+        );
         assert_eq!(actor_name("peer-table"), "PeerTable");
         assert_eq!(actor_name("PeerTable"), "PeerTable");
     }

@@ -43,7 +43,11 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     let device = node.device.as_ref().map(|device| format!("device {device} with MTU {}", node.mtu));
     let [mac, id] = [("MAC", &node.mac), ("id", &node.id)].map(|(what, text)| named(what, text));
     let age = age(&status.version, status.uptime_seconds);
-    writeln!(out, "  {}", joined([Some(node.state.as_str()), device.as_deref(), mac.as_deref(), id.as_deref(), Some(&age)]))?;
+    writeln!(
+        out,
+        "  {}",
+        joined([Some(node.state.as_str()), device.as_deref(), mac.as_deref(), id.as_deref(), Some(&age)])
+    )?;
     let server = &status.server;
     let contact = match (server.connected, server.last_contact_seconds) {
         (true, Some(seconds)) => format!("heard {} ago", Seconds(seconds)),
@@ -183,11 +187,7 @@ fn print_actors(actors: &[Actor], out: &mut dyn Write) -> io::Result<()> {
     table.write(out)
 }
 
-fn print_lines<T: AsRef<str>>(
-    heading: &str,
-    lines: impl Iterator<Item = T>,
-    out: &mut dyn Write,
-) -> io::Result<()> {
+fn print_lines<T: AsRef<str>>(heading: &str, lines: impl Iterator<Item = T>, out: &mut dyn Write) -> io::Result<()> {
     let mut lines = lines.peekable();
     if lines.peek().is_some() {
         writeln!(out, "\n{heading}:")?;

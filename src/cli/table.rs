@@ -30,7 +30,8 @@ impl Table {
 
     /// Writes the headings and the rows.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let widths: Vec<usize> = self.columns.iter().enumerate().map(|(index, column)| self.width(index, column)).collect();
+        let widths: Vec<usize> =
+            self.columns.iter().enumerate().map(|(index, column)| self.width(index, column)).collect();
         let headings = self.columns.iter().map(|column| column.heading());
         self.line(out, headings, &widths)?;
         for row in &self.rows {
@@ -44,12 +45,7 @@ impl Table {
         cells.chain([column.heading().len()]).max().unwrap_or_default()
     }
 
-    fn line<'a>(
-        &self,
-        out: &mut dyn Write,
-        cells: impl Iterator<Item = &'a str>,
-        widths: &[usize],
-    ) -> io::Result<()> {
+    fn line<'a>(&self, out: &mut dyn Write, cells: impl Iterator<Item = &'a str>, widths: &[usize]) -> io::Result<()> {
         let mut line = String::new();
         for ((cell, column), width) in cells.zip(&self.columns).zip(widths) {
             if !line.is_empty() {

@@ -20,7 +20,7 @@ use super::status;
 use crate::io::netns::{NetnsError, enter_user_namespace};
 use crate::io::signals::StopSignals;
 use crate::scaled::{BitRate, Bytes, Millis, Seconds};
-use scene::{DEVICE, Interrupted, Node, Reached, Scene, check_interrupt, interrupt, transfer, wait_until};
+use scene::{DEVICE, Directory, Interrupted, Node, Reached, Scene, check_interrupt, interrupt, transfer, wait_until};
 
 /// Plays the demo. Returns the exit code: 0, or 130 where a signal ended it.
 pub fn run(out: &mut dyn Write) -> Result<u8> {
@@ -28,9 +28,11 @@ pub fn run(out: &mut dyn Write) -> Result<u8> {
     if prepare()? {
         show.line("not root: continuing as root of a user namespace of its own")?;
     }
-    // This process reads its program again for each node, even if somebody replaces the file meanwhile.
-    let scene = Scene::new("/proc/self/exe").map_err(explain)?;
-    catch_signals(scene.directory.path().to_owned())?;
+    let signals = StopSignals::new().context("cannot catch signals")?;
+    let directory = Directory::new()?;
+    end_on_signal(signals, directory.path().to_owned())?;
+    // The file this process came from, even if somebody replaces it meanwhile.
+    let scene = Scene::in_directory(directory, "/proc/self/exe").map_err(explain)?;
     match show.play(scene) {
         Err(error) if error.is::<Interrupted>() => {
             eprintln!("eps-actor: interrupted; everything is stopped and removed");
@@ -49,9 +51,13 @@ fn prepare() -> Result<bool> {
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
     tun.map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied => {
-            anyhow::anyhow!("no permission to open /dev/net/tun: run `sudo eps-actor demo`, or `chmod 0666 /dev/net/tun`")
+            anyhow::anyhow!(
+                "no permission to open /dev/net/tun: run `sudo eps-actor demo`, or `chmod 0666 /dev/net/tun`"
+            )
         }
-        _ => anyhow::anyhow!("cannot open /dev/net/tun ({error}): load it with `modprobe tun`; a container must be given it"),
+        _ => anyhow::anyhow!(
+            "cannot open /dev/net/tun ({error}): load it with `modprobe tun`; a container must be given it"
+        ),
     })?;
     Ok(unprivileged)
 }
@@ -74,9 +80,8 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// From here on SIGINT and SIGTERM end the demo in order, or by force where that takes too long.
-fn catch_signals(directory: PathBuf) -> Result<()> {
-    let mut signals = StopSignals::new().context("cannot catch signals")?;
+/// Has a signal end the demo in order, or by force where that takes too long.
+fn end_on_signal(mut signals: StopSignals, directory: PathBuf) -> Result<()> {
     let watch = move || {
         if smol::block_on(signals.next()).is_ok() {
             interrupt();
@@ -155,16 +160,20 @@ impl Show<'_> {
             }
         }
         let start = Instant::now();
-        while start.elapsed() < UPGRADE && pairs.iter().any(|pair| pair.direct.is_none()) {
+        while !pairs.is_empty() {
             check_interrupt()?;
-            for pair in pairs.iter_mut().filter(|pair| pair.direct.is_none()) {
+            let mut searching = Vec::new();
+            for mut pair in pairs {
                 pair.look()?;
+                if pair.direct.is_some() || start.elapsed() > UPGRADE {
+                    let text = pair.finish()?;
+                    self.line(&text)?;
+                } else {
+                    searching.push(pair);
+                }
             }
+            pairs = searching;
             std::thread::sleep(Duration::from_millis(50));
-        }
-        for pair in &pairs {
-            let text = pair.finish()?;
-            self.line(&text)?;
         }
         Ok(())
     }
@@ -211,7 +220,7 @@ impl Show<'_> {
         self.heading("The end")?;
         let stopped = scene.stop()?;
         let slowest = stopped.iter().map(|one| one.took).max().unwrap_or_default();
-        for one in stopped.iter().filter(|one| !one.status.success()) {
+        if let Some(one) = stopped.iter().find(|one| !one.status.success()) {
             bail!("{} was asked to stop and ended with {}", one.name, one.status);
         }
         for client in scene.clients() {
@@ -296,6 +305,9 @@ impl<'a> Pair<'a> {
 
     /// Looks for a direct path, with a ping to show that one is wanted.
     fn look(&mut self) -> Result<()> {
+        if self.direct.is_some() {
+            return Ok(());
+        }
         let _ = self.from.node.ping(self.to.address, Duration::from_millis(200));
         if let Reached::Direct(path) = self.from.node.path_to(&self.to.node.name)? {
             self.direct = Some((path, self.answered.elapsed()));
@@ -319,7 +331,7 @@ impl<'a> Pair<'a> {
             None => write!(text, "{} in {first}, and it stays so", by(&self.first.path)),
         }?;
         if self.first.lost > 0 {
-            write!(text, " ({} before it lost)", self.first.lost)?;
+            write!(text, ", {} before it unanswered", self.first.lost)?;
         }
         write!(text, "; {}, back {}", now[0], now[1])?;
         Ok(text)

@@ -146,8 +146,12 @@ pub fn wait_until<T>(deadline: Duration, what: &str, mut condition: impl FnMut()
 impl Scene {
     /// Builds the networks and the nodes, which will run `program`.
     pub fn new(program: impl Into<PathBuf>) -> Result<Self> {
+        Self::in_directory(Directory::new()?, program)
+    }
+
+    /// As [`Scene::new`], with the nodes' files in this directory.
+    pub fn in_directory(directory: Directory, program: impl Into<PathBuf>) -> Result<Self> {
         let program = program.into();
-        let directory = Directory::new()?;
         let mut underlay = Underlay::new()?;
         let node = |name: &str, role, ns: Netns| Node::new(&program, name, role, Arc::new(ns), directory.path());
         Ok(Self {
@@ -592,13 +596,17 @@ mod tests {
         let scene = Scene::new("/bin/false").expect("a scene");
         let directory = scene.directory.path().to_owned();
         assert_eq!(fs::metadata(&directory).expect("there").permissions().mode() & 0o777, 0o700);
-        scene.ada.start_command(shell("echo hello; trap 'exit 0' TERM; while :; do sleep 0.02; done")).expect("started");
+        scene
+            .ada
+            .start_command(shell("echo hello; trap 'exit 0' TERM; while :; do sleep 0.02; done"))
+            .expect("started");
         scene.bob.start_command(shell("exec sleep 60")).expect("started");
         wait_until(SOON, "a line", || Ok((scene.ada.log() == "hello\n").then_some(()))).expect("a line");
         assert!(scene.ada.start(&[]).expect_err("it runs").to_string().contains("ada runs already"));
 
         let stopped = scene.stop().expect("stopped");
-        let codes: Vec<_> = stopped.iter().map(|one| (one.name.as_str(), one.status.code(), one.status.signal())).collect();
+        let codes: Vec<_> =
+            stopped.iter().map(|one| (one.name.as_str(), one.status.code(), one.status.signal())).collect();
         assert_eq!(codes, [("ada", Some(0), None), ("bob", None, Some(libc::SIGTERM))]);
 
         scene.cleo.start_command(shell("exec sleep 60")).expect("started");
