@@ -67,9 +67,6 @@ const STOP_WITHIN: Duration = Duration::from_millis(700);
 ///
 /// What keeps it from starting, or ended it: one line that says what to do.
 pub fn run_client(config: ClientConfig) -> Result<()> {
-    for warning in &config.warnings {
-        log::warn!("{warning}");
-    }
     // Before anything is written or an invitation used: can this process have a TAP at all?
     let probe = TapConfig { name: config.device.clone(), mac: None, mtu: config.mtu, vnet: false, multi_queue: false };
     drop(Tap::open(&probe)?);
@@ -269,9 +266,6 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
 ///
 /// What keeps it from starting, or ended it: one line that says what to do.
 pub fn run_server(config: ServerConfig) -> Result<()> {
-    for warning in &config.warnings {
-        log::warn!("{warning}");
-    }
     // Everything that can be refused is tried before anything is written: the pool, then the ports.
     pool(&config, NetworkId(0))?;
     let counters = Arc::new(Counters::default());

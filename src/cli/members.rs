@@ -69,7 +69,7 @@ fn print_of_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()>
         Some(node.name.clone()),
         without_prefix(&node.address),
         without_prefix(&node.address6),
-        Some(node.mac.clone()),
+        node.mac.clone(),
         Some("this node".to_owned()),
         Some(node.id.clone()),
     ]);

@@ -38,7 +38,8 @@ pub struct ClientNode {
     /// With its prefix; `None` before there is a lease.
     pub address: Option<String>,
     pub address6: Option<String>,
-    pub mac: String,
+    /// `None` before there is a lease.
+    pub mac: Option<String>,
     pub device: Option<String>,
     pub mtu: u64,
     /// In words: `connected`, `joining`, `offline (from the stored map)`.
@@ -52,7 +53,8 @@ pub struct ServerContact {
     pub endpoint: Option<String>,
     pub last_contact_seconds: Option<f64>,
     pub map_version: u64,
-    pub network: String,
+    /// `None` before first contact.
+    pub network: Option<String>,
 }
 
 /// Another client, as a client sees it.

@@ -41,7 +41,8 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     let own = [Some(node.address.as_deref().unwrap_or("no address yet")), node.address6.as_deref()];
     writeln!(out, "client {}: {}", node.name, joined(own))?;
     let device = node.device.as_ref().map(|device| format!("device {device} with MTU {}", node.mtu));
-    let [mac, id] = [("MAC", &node.mac), ("id", &node.id)].map(|(what, text)| named(what, text));
+    let mac = node.mac.as_deref().and_then(|mac| named("MAC", mac));
+    let id = named("id", &node.id);
     let age = age(&status.version, status.uptime_seconds);
     writeln!(
         out,
@@ -57,7 +58,7 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     };
     let endpoint = server.endpoint.as_deref().unwrap_or("with no known address");
     let map = format!("map version {}", server.map_version);
-    let network = named("network", &server.network);
+    let network = server.network.as_deref().and_then(|network| named("network", network));
     writeln!(out, "server {endpoint}: {}", joined([Some(contact.as_str()), Some(&map), network.as_deref()]))?;
     print_peers(&status.peers, out)?;
     print_actors(&status.actors, out)?;
