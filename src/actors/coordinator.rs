@@ -146,10 +146,10 @@ impl Coordinator {
             !self.casts.apply.cast(apply)
         });
         let Some(core) = &mut self.core else { return };
-        let mut sessions_changed = false;
+        let (mut sessions_changed, mut sends) = (false, Vec::new());
         while let Some(output) = core.poll_output() {
             match output {
-                Output::Send { to, datagram } => self.shared.uplinks.send(to, &datagram),
+                Output::Send { to, datagram } => sends.push((to, datagram)),
                 Output::Store { id, ops } => {
                     if !self.unsent.is_empty() || !self.casts.apply.cast(Apply { id, ops: ops.clone() }) {
                         self.unsent.push(Apply { id, ops });
@@ -177,6 +177,10 @@ impl Coordinator {
         if sessions_changed {
             let sessions = core.sessions().collect();
             self.shared.members.store(Arc::new(MemberView { sessions }));
+        }
+        // Publish before sending: the answer may be there sooner than the next turn, and must find its session.
+        for (to, datagram) in sends {
+            self.shared.uplinks.send(to, &datagram);
         }
         if std::mem::take(&mut self.changed) {
             self.describe(now);

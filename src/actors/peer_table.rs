@@ -30,7 +30,7 @@ use crate::wire::control::{Control, PeerReport};
 /// How often what the status shows is renewed when nothing changes.
 const REFRESH: Duration = Duration::from_secs(1);
 /// How often the server is told our totals.
-const STATS_INTERVAL: Duration = Duration::from_secs(5);
+const STATS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Whom the peer table tells.
 #[derive(Clone)]
@@ -69,7 +69,7 @@ impl PeerTable {
             batch,
             changed: true,
             refresh_at: now,
-            stats_at: now + STATS_INTERVAL,
+            stats_at: now + REFRESH,
             saving: None,
             goodbye: false,
         };
@@ -113,10 +113,10 @@ impl PeerTable {
     }
 
     fn drain(&mut self, now: Instant) {
-        let mut ready = Vec::new();
+        let (mut ready, mut sends) = (Vec::new(), Vec::new());
         while let Some(output) = self.core.as_mut().and_then(Peers::poll_output) {
             match output {
-                Output::Send { route, datagram } => self.shared.uplinks.send_by(route, &datagram),
+                Output::Send { route, datagram } => sends.push((route, datagram)),
                 Output::ToServer(message) => {
                     self.casts.say.cast(SayToServer(message));
                 }
@@ -138,6 +138,10 @@ impl PeerTable {
         }
         if std::mem::take(&mut self.changed) {
             self.publish();
+        }
+        // Publish before sending: the answer may be there sooner than the next turn, and must find its session.
+        for (route, datagram) in sends {
+            self.shared.uplinks.send_by(route, &datagram);
         }
         for idx in ready {
             if let Some(handle) = self.handles.get(&idx) {

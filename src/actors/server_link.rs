@@ -94,10 +94,10 @@ impl ServerLink {
     }
 
     fn drain(&mut self, now: Instant) {
-        let mut changed = false;
+        let (mut changed, mut sends) = (false, Vec::new());
         while let Some(output) = self.core.poll_output() {
             match output {
-                Output::Send { to, datagram } => self.shared.uplinks.send(to, &datagram),
+                Output::Send { to, datagram } => sends.push((to, datagram)),
                 Output::SessionsChanged => changed = true,
                 Output::Pinned(pinned) => self.pin(&pinned),
                 Output::Leased { certificate, epoch, name } => self.leased(&certificate, epoch, &name),
@@ -130,6 +130,10 @@ impl ServerLink {
             self.published = place;
             self.heard_ms = heard;
             self.publish();
+        }
+        // Publish before sending: the answer may be there sooner than the next turn, and must find its session.
+        for (to, datagram) in sends {
+            self.shared.uplinks.send(to, &datagram);
         }
         if self.core.is_unanswered(now) && !std::mem::replace(&mut self.said_waiting, true) {
             let servers: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.addr.to_string()).collect();

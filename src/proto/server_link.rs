@@ -36,7 +36,7 @@ const MISSED_MAX: u32 = 3;
 /// Requests (for the lease) are repeated until they are answered.
 const REQUEST_RETRY: Duration = Duration::from_millis(500);
 /// Statistics for the server's map.
-const STATS_INTERVAL: Duration = Duration::from_secs(10);
+const STATS_INTERVAL: Duration = Duration::from_secs(5);
 /// Refusals of an enrolment (which anybody could forge) before they are believed.
 const REFUSALS_BELIEVED: u32 = 3;
 /// First messages of an enrolment without any answer after which the user is told.
