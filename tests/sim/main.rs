@@ -3,7 +3,7 @@
 //! Nothing sleeps and no decision reads a clock: time is a base instant and an offset, every random number comes from
 //! one seed. After each step the invariants are checked; a failure prints its seed, the last events and a drawing of
 //! who thinks what. `EPS_SIM_SEED=123 cargo test --test sim replay -- --nocapture` runs one seed again (add
-//! `EPS_SIM_TRACE=1` to see its events as they happen), `EPS_SIM_SEEDS=10000` widens the search.
+//! `EPS_SIM_TRACE=1` to see its events as they happen, `EPS_SIM_WIRE=1` to have datagrams among them), `EPS_SIM_SEEDS=10000` widens the search.
 
 mod net;
 mod node;
@@ -72,12 +72,15 @@ pub struct Sim {
     arrivals: BTreeMap<(u64, usize), Instant>,
     sealed: HashSet<(Place, u32, u64)>,
     pub datagrams: u64,
+    /// By who sent them and what they are, for reports.
+    pub kinds: BTreeMap<(Place, u8), u64>,
     pub hints_believed: u64,
     pub capture: Option<Vec<Captured>>,
     /// What came to the attacker.
     pub overheard: Vec<Vec<u8>>,
     events: VecDeque<String>,
     trace: bool,
+    trace_wire: bool,
 }
 
 impl Sim {
@@ -109,11 +112,13 @@ impl Sim {
             arrivals: BTreeMap::new(),
             sealed: HashSet::new(),
             datagrams: 0,
+            kinds: BTreeMap::new(),
             hints_believed: 0,
             capture: None,
             overheard: Vec::new(),
             events: VecDeque::new(),
             trace: std::env::var_os("EPS_SIM_TRACE").is_some(),
+            trace_wire: std::env::var_os("EPS_SIM_WIRE").is_some(),
         }
     }
 
@@ -406,7 +411,12 @@ impl Sim {
     }
 
     fn put_on_wire(&mut self, place: Place, to: SocketAddr, datagram: Vec<u8>) {
+        if self.trace_wire {
+            let line = format!("{} -> {to}: {:02x} {} bytes", self.name(place), datagram[0], datagram.len());
+            self.note(&line);
+        }
         self.datagrams += 1;
+        *self.kinds.entry((place, datagram[0])).or_default() += 1;
         if datagram.windows(node::MARKER.len()).any(|window| window == node::MARKER) {
             self.fail(&format!("plaintext on the wire, from {place:?} to {to}"));
         }

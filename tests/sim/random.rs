@@ -281,18 +281,20 @@ impl Run {
     /// Without frames there is little to say: keepalives, and probes of paths while sessions last.
     fn falls_quiet(&mut self) -> f64 {
         let clients = self.sim.online().len().max(1) as f64;
-        self.sim.run_for(Duration::from_secs(10));
+        self.sim.run_for(Duration::from_secs(40));
         let before = self.sim.datagrams;
+        self.sim.kinds.clear();
         self.sim.run_for(Duration::from_secs(40));
         let rate = (self.sim.datagrams - before) as f64 / 40.0 / clients;
         if rate > 1.0 + clients {
-            self.sim.fail(&format!("{rate:.1} datagrams per client and second in an idle network"));
+            let kinds = &self.sim.kinds;
+            self.sim.fail(&format!("{rate:.1} datagrams per client and second in an idle network: {kinds:02x?}"));
         }
         // Now and then to the very end: unused sessions are given up, and only keepalives to the server remain.
         if self.sim.rng.next_u32() % 10 != 0 {
             return rate;
         }
-        self.sim.run_for(Duration::from_secs(400));
+        self.sim.run_for(Duration::from_secs(370));
         let before = self.sim.datagrams;
         self.sim.run_for(Duration::from_secs(60));
         let rest = (self.sim.datagrams - before) as f64 / 60.0 / clients;
