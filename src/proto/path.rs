@@ -141,6 +141,17 @@ impl Paths {
         true
     }
 
+    /// Takes up a route that an authentic datagram came by and that nobody announced: one round of probes, and the next
+    /// only after minutes.
+    pub fn add_seen(&mut self, route: Route, now: Instant) -> bool {
+        let known = self.get(&route).is_some();
+        let added = self.add(route, now);
+        if let Some(path) = self.list.iter_mut().find(|path| !known && path.route == route) {
+            path.round = ROUND_WAITS.len() - 1;
+        }
+        added
+    }
+
     /// A route that is proven by other means: a handshake completed over it, or it is a relay channel.
     pub fn prove(&mut self, route: Route, now: Instant) -> Option<PathEvent> {
         if !self.add(route, now) {

@@ -409,7 +409,7 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let known = peer.paths.get(&via).is_some();
         if via.is_direct() && dialable && peer.link.session().is_some() && (known || peer.may_take_up(now)) {
-            peer.paths.add(via, now);
+            peer.paths.add_seen(via, now);
             peer.probing = true;
             self.reschedule(idx);
         }
