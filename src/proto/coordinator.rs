@@ -42,6 +42,8 @@ const DELTA_RETRY: Duration = Duration::from_millis(300);
 const DELTA_TRIES: u32 = 10;
 /// Pieces of a delta on their way at a time, to one client.
 const DELTA_WINDOW: usize = 8;
+/// A challenge to a new address whose answer did not come is sent again with what comes from there after this long.
+const CHALLENGE_RETRY: Duration = Duration::from_millis(500);
 /// The network epoch is raised this often; certificates hold for [`CERT_EPOCHS`].
 const EPOCH_LENGTH: Duration = Duration::from_secs(3600);
 const CERT_EPOCHS: u64 = 24;
@@ -147,8 +149,8 @@ struct Member {
     heard: Option<Instant>,
     /// Where the handshake of a session that is not confirmed came from.
     handshake_from: Option<Endpoint>,
-    /// A new address under challenge.
-    challenge: Option<(Endpoint, u64)>,
+    /// A new address under challenge, and since when.
+    challenge: Option<(Endpoint, u64, Instant)>,
     candidates: Vec<Candidate>,
     have: u64,
     /// The delta on its way: when to send it again, and how often that was done.
@@ -523,10 +525,13 @@ impl Coordinator {
         if member.handshake_from == Some(from) {
             member.handshake_from = None;
             self.attach(key, from, now);
-        } else if member.challenge.is_none_or(|(endpoint, _)| endpoint != from) {
+        } else if member
+            .challenge
+            .is_none_or(|(endpoint, _, since)| endpoint != from || now.saturating_duration_since(since) > CHALLENGE_RETRY)
+        {
             // Authentic, but perhaps sent on by somebody from another address: it must answer from there first.
             let challenge = self.rng.next_u64();
-            member.challenge = Some((from, challenge));
+            member.challenge = Some((from, challenge, now));
             let probe = Control::Probe { sequence: 0, challenge, sent_us: 0, path: 0, padding: 0 };
             if let Ok(datagram) = session.seal_control(&probe.to_bytes()) {
                 self.send(from, datagram);
@@ -566,8 +571,7 @@ impl Coordinator {
             }
             Control::ProbeReply { challenge, .. } => {
                 let Some(member) = self.members.get_mut(key) else { return };
-                if member.challenge == Some((from, challenge)) {
-                    member.challenge = None;
+                if member.challenge.is_some_and(|(endpoint, secret, _)| (endpoint, secret) == (from, challenge)) {
                     self.attach(key, from, now);
                 }
             }
@@ -588,6 +592,7 @@ impl Coordinator {
         let Some(member) = self.members.get(key) else { return };
         let known = member.record.clone();
         let token = member.token;
+        let last_endpoint = member.endpoint.filter(|from| from.uplink != UplinkId::TCP).map(|from| from.addr);
         if self.pending.values().any(|pending| matches!(pending, Pending::Grant { key: waiting, .. } if waiting == key))
         {
             return;
@@ -625,7 +630,7 @@ impl Coordinator {
             ip6: lease.ip6,
             serial: known.as_ref().map_or(self.network.next_serial, |record| record.serial),
             joined_unix: known.as_ref().map_or(unix, |record| record.joined_unix),
-            last_endpoint: known.as_ref().and_then(|record| record.last_endpoint),
+            last_endpoint: known.as_ref().and_then(|record| record.last_endpoint).or(last_endpoint),
         };
         let mut ops = vec![StoreOp::PutMember(record.clone())];
         if is_new {

@@ -141,6 +141,17 @@ impl Paths {
         true
     }
 
+    /// Takes up a route that an authentic datagram came by and that nobody announced: one round of probes, and the next
+    /// only after minutes.
+    pub fn add_seen(&mut self, route: Route, now: Instant) -> bool {
+        let known = self.get(&route).is_some();
+        let added = self.add(route, now);
+        if let Some(path) = self.list.iter_mut().find(|path| !known && path.route == route) {
+            path.round = ROUND_WAITS.len() - 1;
+        }
+        added
+    }
+
     /// A route that is proven by other means: a handshake completed over it, or it is a relay channel.
     pub fn prove(&mut self, route: Route, now: Instant) -> Option<PathEvent> {
         if !self.add(route, now) {
@@ -280,7 +291,8 @@ impl Path {
 
     fn schedule(&mut self, now: Instant, busy: bool, active: bool, rng: &mut impl Rng) {
         let wait = match self.state {
-            State::Valid if self.missed > 0 && active => PROBE_URGENT,
+            // A relay that stays silent is kept for want of better; there is no hurry any more.
+            State::Valid if (1..MISSED_MAX).contains(&self.missed) && active => PROBE_URGENT,
             State::Valid if active && busy => PROBE_BUSY,
             State::Valid if active => jitter(PROBE_IDLE, rng),
             State::Valid => jitter(PROBE_STANDBY, rng),
@@ -368,6 +380,18 @@ mod tests {
             }
         }
         assert_eq!(paths.active(), Some(direct(1)));
+    }
+
+    #[test]
+    fn a_relay_that_never_answers_is_not_asked_many_times_a_second() {
+        let (start, mut rng, mut paths) = (Instant::now(), StdRng::seed_from_u64(1), Paths::default());
+        paths.prove(relay(), start);
+        let (mut now, mut sent) = (start, 0);
+        while now - start < Duration::from_secs(100) {
+            now = paths.poll_timeout().expect("probes go on").max(now);
+            sent += paths.handle_timeout(now, false, &mut rng).0.len();
+        }
+        assert!(sent < 15, "{sent} probes in 100 s");
     }
 
     #[test]

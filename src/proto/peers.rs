@@ -44,6 +44,10 @@ const INITIATIONS_PER_SECOND: u32 = 10;
 const LOAD_LIMIT: u32 = 100;
 /// The map is written down at most this often.
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Addresses that a peer was seen at are taken up as candidates so many at once, then one in [`SIGHTING_EVERY`]: where
+/// both NATs use a port per destination, each probe is seen from a new one and would make the next.
+const SIGHTINGS_MAX: u32 = 4;
+const SIGHTING_EVERY: Duration = Duration::from_secs(10);
 /// Direct addresses an initiation goes to besides the relay.
 const DIAL_MAX: usize = 6;
 
@@ -122,6 +126,22 @@ struct Peer {
     answered: (Instant, u32),
     probing: bool,
     said_candidates: u32,
+    /// Sightings that may be taken up, and since when that is counted.
+    sightings: (u32, Instant),
+}
+
+impl Peer {
+    /// Whether one more address that was only seen becomes a candidate.
+    fn may_take_up(&mut self, now: Instant) -> bool {
+        let (left, since) = &mut self.sightings;
+        let earned = now.saturating_duration_since(*since).as_secs() / SIGHTING_EVERY.as_secs();
+        if earned > 0 {
+            (*left, *since) = (SIGHTINGS_MAX.min(left.saturating_add(earned as u32)), now);
+        }
+        let may = *left > 0;
+        *left = left.saturating_sub(1);
+        may
+    }
 }
 
 /// The core.
@@ -423,8 +443,9 @@ impl Peers {
     pub fn seen_from(&mut self, idx: PeerIdx, via: Route, now: Instant) {
         let dialable = self.direct && is_dialable(via.endpoint.addr, &self.overlay);
         let Some(peer) = self.peers.get_mut(&idx) else { return };
-        if via.is_direct() && dialable && peer.link.session().is_some() {
-            peer.paths.add(via, now);
+        let known = peer.paths.get(&via).is_some();
+        if via.is_direct() && dialable && peer.link.session().is_some() && (known || peer.may_take_up(now)) {
+            peer.paths.add_seen(via, now);
             peer.probing = true;
             self.reschedule(idx);
         }
@@ -907,6 +928,7 @@ impl Peers {
             answered: (now, 0),
             probing: false,
             said_candidates: 0,
+            sightings: (SIGHTINGS_MAX, now),
         }
     }
 
