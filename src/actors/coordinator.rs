@@ -17,7 +17,9 @@ use super::store::Store;
 use crate::config::{Network6, ServerConfig};
 use crate::counters::Counters;
 use crate::io::uplinks::Uplinks;
-use crate::messages::coordinator::{Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Stored};
+use crate::messages::coordinator::{
+    Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Published, Stored,
+};
 use crate::messages::relay::{Bind, Place};
 use crate::messages::store::{Apply, Load};
 use crate::proto::coordinator::{Coordinator as Core, Event, Output, Reply, Settings};
@@ -26,7 +28,7 @@ use crate::proto::lease::{Order, Pool, PoolConfig, PoolError};
 use crate::proto::link::{Node, no_psk};
 use crate::proto::noise::Identity;
 use crate::proto::records::{NetworkRecord, StoreOp};
-use crate::ids::NetworkId;
+use crate::ids::{Endpoint, NetworkId};
 use crate::view::MemberView;
 use crate::wire::handshake::Hint;
 use crate::wire::header::Kind;
@@ -70,6 +72,10 @@ pub struct Coordinator {
     /// Casts that found the store's mailbox full; they go first next time.
     unsent: Vec<Apply>,
     next_request: u64,
+    /// The number of the last channel, and what waits until the sockets know it: an introduction that came before its
+    /// channel would lose the first datagram.
+    channels: u64,
+    held: Vec<(u64, Endpoint, Vec<u8>)>,
     refresh_at: Instant,
     changed: bool,
     goodbye: bool,
@@ -107,6 +113,8 @@ impl Coordinator {
             waiting: BTreeMap::new(),
             unsent: Vec::new(),
             next_request: 0,
+            channels: 0,
+            held: Vec::new(),
             refresh_at: Instant::now(),
             changed: false,
             goodbye: false,
@@ -147,9 +155,13 @@ impl Coordinator {
         });
         let Some(core) = &mut self.core else { return };
         let (mut sessions_changed, mut sends) = (false, Vec::new());
+        let mut waits_for = None;
         while let Some(output) = core.poll_output() {
             match output {
-                Output::Send { to, datagram } => sends.push((to, datagram)),
+                Output::Send { to, datagram } => match waits_for {
+                    Some(number) => self.held.push((number, to, datagram)),
+                    None => sends.push((to, datagram)),
+                },
                 Output::Store { id, ops } => {
                     if !self.unsent.is_empty() || !self.casts.apply.cast(Apply { id, ops: ops.clone() }) {
                         self.unsent.push(Apply { id, ops });
@@ -157,7 +169,10 @@ impl Coordinator {
                 }
                 Output::SessionsChanged => sessions_changed = true,
                 Output::Channel { one, other } => {
-                    self.casts.bind.cast(Bind { one, other });
+                    self.channels += 1;
+                    if self.casts.bind.cast(Bind { number: self.channels, one, other }) {
+                        waits_for = Some(self.channels);
+                    }
                 }
                 Output::Placed { member, endpoint } => {
                     self.casts.place.cast(Place { member, endpoint });
@@ -317,6 +332,21 @@ impl Handler<Stored> for Coordinator {
         if let Some(core) = &mut self.core {
             core.handle_stored(id, result, Instant::now());
         }
+    }
+}
+
+impl Handler<Published> for Coordinator {
+    type Return = ();
+
+    async fn handle(&mut self, Published(number): Published, _: &mut Context<Self>) {
+        let uplinks = &self.shared.uplinks;
+        self.held.retain(|(waits_for, to, datagram)| {
+            let known = *waits_for <= number;
+            if known {
+                uplinks.send(*to, datagram);
+            }
+            !known
+        });
     }
 }
 

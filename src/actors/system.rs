@@ -339,7 +339,9 @@ fn wire_server(
     supervisor.supervise(&threads.control, store_mailbox, factory, Policy::RESTART);
 
     let view = relay_view.clone();
-    supervisor.supervise(&threads.control, relay_mailbox, move || Relay::new(view.clone()), Policy::RESTART);
+    let published = Caster::new(coordinator.clone(), counters.clone());
+    let factory = move || Relay::new(view.clone(), published.clone());
+    supervisor.supervise(&threads.control, relay_mailbox, factory, Policy::RESTART);
 
     let casts = CoordinatorCasts {
         store: store_address.clone(),
