@@ -288,4 +288,3 @@ pub struct ServerView {
 pub struct MemberView {
     pub sessions: Sessions,
 }
-

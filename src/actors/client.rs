@@ -51,7 +51,8 @@ impl ClientShared {
     /// A node for a core: our key, and the freshness numbers all cores of this start share.
     pub fn node(&self, network: NetworkId) -> Node {
         let identity = Identity::from_secret(self.secret.clone());
-        Node::new(identity, network, no_psk(), Suites::of_this_machine(), self.boot).with_sequence(self.sequence.clone())
+        Node::new(identity, network, no_psk(), Suites::of_this_machine(), self.boot)
+            .with_sequence(self.sequence.clone())
     }
 }
 
@@ -113,7 +114,8 @@ impl SavedNetwork {
     /// Reads the file; a broken one is set aside and said so.
     pub fn load(state: &StateDir) -> Result<Option<Self>, FileError> {
         let Some(bytes) = state.read(NETWORK_FILE)? else { return Ok(None) };
-        match serde_json::from_slice::<Self>(&bytes).ok().filter(|saved| saved.format == 1 && saved.pinned().is_some()) {
+        match serde_json::from_slice::<Self>(&bytes).ok().filter(|saved| saved.format == 1 && saved.pinned().is_some())
+        {
             Some(saved) => Ok(Some(saved)),
             None => {
                 let aside = state.set_aside(NETWORK_FILE)?;

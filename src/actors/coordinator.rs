@@ -16,10 +16,9 @@ use super::ext::{Caster, Service, StopReason, call};
 use super::store::Store;
 use crate::config::{Network6, ServerConfig};
 use crate::counters::Counters;
+use crate::ids::{Endpoint, NetworkId};
 use crate::io::uplinks::Uplinks;
-use crate::messages::coordinator::{
-    Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Published, Stored,
-};
+use crate::messages::coordinator::{Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Published, Stored};
 use crate::messages::relay::{Bind, Place};
 use crate::messages::store::{Apply, Load};
 use crate::proto::coordinator::{Coordinator as Core, Event, Output, Reply, Settings};
@@ -28,13 +27,14 @@ use crate::proto::lease::{Order, Pool, PoolConfig, PoolError};
 use crate::proto::link::{Node, no_psk};
 use crate::proto::noise::Identity;
 use crate::proto::records::{NetworkRecord, StoreOp};
-use crate::ids::{Endpoint, NetworkId};
 use crate::view::MemberView;
 use crate::wire::handshake::Hint;
 use crate::wire::header::Kind;
 
 /// How often what the status shows is renewed when nothing changes.
 const REFRESH: Duration = Duration::from_secs(1);
+/// Introductions that wait for their channel.
+const HELD_MAX: usize = 4096;
 /// How long the store may take to read everything.
 const LOAD_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -125,7 +125,13 @@ impl Coordinator {
         let stored = call(&self.casts.store, Load, LOAD_DEADLINE).await.map_err(|error| error.to_string())??;
         let network = match stored.network {
             Some(network) => NetworkRecord { boots: network.boots + 1, ..network },
-            None => NetworkRecord { id: NetworkId(u64::from_le_bytes(super::client::seed()[..8].try_into().expect("eight bytes"))), version: 0, epoch: 1, next_serial: 1, boots: 1 },
+            None => NetworkRecord {
+                id: NetworkId(u64::from_le_bytes(super::client::seed()[..8].try_into().expect("eight bytes"))),
+                version: 0,
+                epoch: 1,
+                next_serial: 1,
+                boots: 1,
+            },
         };
         if !self.casts.apply.cast(Apply { id: u64::MAX, ops: vec![StoreOp::PutNetwork(network)] }) {
             return Err("the store is busy".into());
@@ -159,7 +165,9 @@ impl Coordinator {
         while let Some(output) = core.poll_output() {
             match output {
                 Output::Send { to, datagram } => match waits_for {
-                    Some(number) => self.held.push((number, to, datagram)),
+                    // Who asked asks again: what is too much may be lost.
+                    Some(number) if self.held.len() < HELD_MAX => self.held.push((number, to, datagram)),
+                    Some(_) => self.shared.counters.dropped(crate::counters::DropReason::MailboxFull),
                     None => sends.push((to, datagram)),
                 },
                 Output::Store { id, ops } => {

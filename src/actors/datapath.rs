@@ -31,7 +31,6 @@ use crate::wire::relay;
 
 use super::ext::Caster;
 
-
 /// Plaintext bytes that padding never exceeds: the frame of the default MTU with a VLAN tag.
 const PAD_LIMIT: usize = 1376 + 18;
 /// HINTs one source (an IPv4 /24 or an IPv6 /64) is sent in a second.
@@ -141,15 +140,15 @@ impl Egress {
         match forward::egress(&frame, scope.fdb, facts) {
             forward::Egress::Unicast(idx) => {
                 let entry = scope.peers.peers.get(&idx).ok_or(DropReason::UnknownStation)?;
-                self.to_peer(&entry.handle, bytes, scope)
+                self.send_to(&entry.handle, bytes, scope)
             }
             forward::Egress::Flood => {
                 add(&self.views.counters.flooded_frames, 1);
-                self.to_all(bytes, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
+                self.send_to_all(bytes, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
                 Ok(())
             }
             forward::Egress::FloodBridges => {
-                self.to_all(bytes, scope, |entry| entry.flooded && entry.credentials.rights.is_bridge());
+                self.send_to_all(bytes, scope, |entry| entry.flooded && entry.credentials.rights.is_bridge());
                 Ok(())
             }
             forward::Egress::Drop(reason) => Err(reason),
@@ -172,15 +171,15 @@ impl Egress {
         answered
     }
 
-    fn to_all(&mut self, bytes: &[u8], scope: &EgressScope<'_>, to: impl Fn(&PeerEntry) -> bool) {
+    fn send_to_all(&mut self, bytes: &[u8], scope: &EgressScope<'_>, to: impl Fn(&PeerEntry) -> bool) {
         for entry in scope.peers.peers.values().filter(|entry| to(entry)) {
-            if let Err(reason) = self.to_peer(&entry.handle, bytes, scope) {
+            if let Err(reason) = self.send_to(&entry.handle, bytes, scope) {
                 self.views.counters.dropped(reason);
             }
         }
     }
 
-    fn to_peer(&mut self, handle: &Arc<PeerHandle>, bytes: &[u8], scope: &EgressScope<'_>) -> Result<(), DropReason> {
+    fn send_to(&mut self, handle: &Arc<PeerHandle>, bytes: &[u8], scope: &EgressScope<'_>) -> Result<(), DropReason> {
         let outlet = handle.outlet();
         if let Some(outlet) = outlet.as_deref() {
             seal_into(&mut self.batch, outlet, bytes)?;

@@ -156,9 +156,10 @@ impl PeerTable {
         let mut view = PeerView::default();
         let mut stations = Vec::with_capacity(described.len());
         for peer in &described {
-            let handle = self.handles.entry(peer.idx).or_insert_with(|| {
-                Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone()))
-            });
+            let handle = self
+                .handles
+                .entry(peer.idx)
+                .or_insert_with(|| Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone())));
             let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet { session, route });
             handle.set_outlet(outlet);
             let certificate = &peer.certificate;
@@ -168,7 +169,8 @@ impl PeerTable {
             view.has_bridges |= credentials.rights.is_bridge();
             stations.push((certificate.mac, peer.idx));
             let flooded = peer.online || peer.session.is_some();
-            view.peers.insert(peer.idx, PeerEntry { handle: handle.clone(), name: peer.name.clone(), credentials, flooded });
+            view.peers
+                .insert(peer.idx, PeerEntry { handle: handle.clone(), name: peer.name.clone(), credentials, flooded });
         }
         view.sessions = core.sessions().map(|session| (session.local_index, session)).collect();
         let gone: Vec<_> = self.handles.keys().filter(|idx| !view.peers.contains_key(idx)).copied().collect();
@@ -226,9 +228,8 @@ impl PeerTable {
     fn send_stats(&self) {
         let peers = self.shared.peers.load();
         let meters = peers.iter().map(|peer| &peer.meter);
-        let (rx, tx) = meters.fold((0, 0), |(rx, tx), meter| {
-            (rx + meter.rx_bytes.load(Relaxed), tx + meter.tx_bytes.load(Relaxed))
-        });
+        let (rx, tx) = meters
+            .fold((0, 0), |(rx, tx), meter| (rx + meter.rx_bytes.load(Relaxed), tx + meter.tx_bytes.load(Relaxed)));
         let reports = peers
             .iter()
             .filter(|peer| peer.session.is_some())

@@ -189,16 +189,17 @@ impl ServerLink {
 
     fn take_lease(&self, certificate: &Certificate, name: &str) {
         let known = self.shared.lease.load_full();
-        let same = known.as_ref().is_some_and(|old| (old.ip4, old.mac, old.ip6) == (certificate.ip4, certificate.mac, certificate.ip6));
+        let same = known
+            .as_ref()
+            .is_some_and(|old| (old.ip4, old.mac, old.ip6) == (certificate.ip4, certificate.mac, certificate.ip6));
         self.shared.name.store(Arc::new(name.to_owned()));
         publish_lease(&self.shared, certificate);
         self.casts.configure.cast(Configure);
         if !same {
             let six = certificate.ip6.map(|ip6| format!(" and {ip6}/{}", certificate.prefix6)).unwrap_or_default();
-            self.shared.events.say(format!(
-                "this machine is {name:?} at {}/{}{six}",
-                certificate.ip4, certificate.prefix4
-            ));
+            self.shared
+                .events
+                .say(format!("this machine is {name:?} at {}/{}{six}", certificate.ip4, certificate.prefix4));
         }
     }
 
@@ -403,7 +404,8 @@ impl Handler<Resolved> for ServerLink {
                 self.schedule_resolve(RESOLVE_AGAIN);
             }
             Err(why) => {
-                let text = format!("the server's name cannot be resolved ({why}); check the name and this machine's DNS");
+                let text =
+                    format!("the server's name cannot be resolved ({why}); check the name and this machine's DNS");
                 if self.shared.pinned.load().is_none() {
                     let _ = self.shared.fatal.try_send(text);
                 } else if !std::mem::replace(&mut self.said_unresolved, true) {

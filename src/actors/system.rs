@@ -114,7 +114,8 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
     };
     let (fatal, ends) = smol::channel::bounded(4);
     let pinned = saved.as_ref().and_then(SavedNetwork::pinned);
-    let joins_anew = config.join.as_ref().zip(pinned).is_some_and(|(line, p)| fingerprint(&p.server) != line.fingerprint);
+    let joins_anew =
+        config.join.as_ref().zip(pinned).is_some_and(|(line, p)| fingerprint(&p.server) != line.fingerprint);
     if joins_anew {
         // Another network: what is known of the old one is kept aside, and so is its key's lease.
         let aside = state.set_aside(super::client::NETWORK_FILE)?;
@@ -275,8 +276,8 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     let control = Arc::new(ControlListener::bind(&config.control)?);
     let secrets = (node_key(&state, "node.key")?, node_key(&state, "signing.key")?);
     let database = state.file("network.db");
-    let store = smol::block_on(SqliteStore::open(&database))
-        .with_context(|| format!("the database {}", database.display()))?;
+    let store =
+        smol::block_on(SqliteStore::open(&database)).with_context(|| format!("the database {}", database.display()))?;
     let (fatal, ends) = smol::channel::bounded(4);
     let shared = Arc::new(ServerShared {
         config,
@@ -374,8 +375,7 @@ fn wire_server(
         let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
         threads.keep(address);
         let (ingress, counters) = (ingress.clone(), counters.clone());
-        let factory =
-            move || UdpPath::new(uplink.clone(), counters.clone(), Reception::Server(Box::new(ingress())));
+        let factory = move || UdpPath::new(uplink.clone(), counters.clone(), Reception::Server(Box::new(ingress())));
         supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
     }
     let (tcp, tcp_mailbox) = Mailbox::<TcpPath>::bounded(EDGE_MAILBOX);
@@ -390,9 +390,8 @@ fn wire_server(
 
     let (lent, guard) = (shared.clone(), supervisor.clone());
     let (asked, to) = (stats.clone(), coordinator.clone());
-    let answer: super::control::Answer = Arc::new(move |request| {
-        report::answer_server(request, lent.clone(), guard.clone(), asked.clone(), to.clone())
-    });
+    let answer: super::control::Answer =
+        Arc::new(move |request| report::answer_server(request, lent.clone(), guard.clone(), asked.clone(), to.clone()));
     let factory = move || Control::new(control.clone(), answer.clone());
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
     threads.keep(tcp);

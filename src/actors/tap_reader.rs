@@ -37,7 +37,9 @@ pub enum DeviceError {
     Tap(#[from] TapError),
     #[error("the device {name} cannot be set up: {source}")]
     Netlink { name: String, source: NetlinkError },
-    #[error("the leased network {network} overlaps {existing}, which this machine has on {interface} already; start the server with another --network (or take that address off {interface})")]
+    #[error(
+        "the leased network {network} overlaps {existing}, which this machine has on {interface} already; start the server with another --network (or take that address off {interface})"
+    )]
     Overlap { network: IpNet, existing: IpNet, interface: String },
 }
 
@@ -226,10 +228,9 @@ impl Service for TapReader {
                 continue;
             };
             // Control first, so that a busy device cannot starve it.
-            let wake = future::or(async { Wake::Control((&mut next).await) }, async {
-                Wake::Readable(tap.readable().await)
-            })
-            .await;
+            let wake =
+                future::or(async { Wake::Control((&mut next).await) }, async { Wake::Readable(tap.readable().await) })
+                    .await;
             match wake {
                 Wake::Control(message) => {
                     next = mailbox.next();

@@ -49,7 +49,6 @@ pub struct Kick {
     pub reply: Sender<Reply>,
 }
 
-
 /// The network as the coordinator sees it.
 #[derive(Debug, Clone)]
 pub struct NetworkDescription {

@@ -525,10 +525,9 @@ impl Coordinator {
         if member.handshake_from == Some(from) {
             member.handshake_from = None;
             self.attach(key, from, now);
-        } else if member
-            .challenge
-            .is_none_or(|(endpoint, _, since)| endpoint != from || now.saturating_duration_since(since) > CHALLENGE_RETRY)
-        {
+        } else if member.challenge.is_none_or(|(endpoint, _, since)| {
+            endpoint != from || now.saturating_duration_since(since) > CHALLENGE_RETRY
+        }) {
             // Authentic, but perhaps sent on by somebody from another address: it must answer from there first.
             let challenge = self.rng.next_u64();
             member.challenge = Some((from, challenge, now));

@@ -199,7 +199,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// Bytes of hexadecimal text.
 pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || text.len() % 2 != 0 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
         return None;
     }
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
@@ -262,8 +262,7 @@ pub(crate) mod tests {
                     log.put(PublicKey([number; 32]));
                 }
                 let quiet = step == 59;
-                loop {
-                    let Some(delta) = log.after(map.version(), 3) else { break };
+                while let Some(delta) = log.after(map.version(), 3) {
                     rounds += usize::from(quiet);
                     let lost = !quiet && rng.random_bool(0.5);
                     // A piece that starts later than the map is: one before it was lost.

@@ -18,7 +18,7 @@ use super::cookie::{Admit, Gate};
 use super::crypto::Trust;
 use super::guard::{PeerCredentials, Rights};
 use super::link::{Incoming, Link, Node};
-use super::map::{Gap, MapEvent, MemberMap};
+use super::map::{MapEvent, MemberMap};
 use super::path::{PathEvent, Paths, Probe};
 use super::session::{Epoch, Meter, Owner, Session};
 use crate::counters::DropReason;
@@ -335,10 +335,9 @@ impl Peers {
     pub fn handle_server(&mut self, message: Control, now: Instant) {
         match message {
             Control::PeerDelta { from, to, head, reset, changes } => {
-                match self.map.apply((from, to, head, reset), &changes, &mut self.trust) {
-                    Ok(events) => self.map_changed(&events, now),
-                    // Saying again what we have asks for what is missing.
-                    Err(Gap) => {}
+                // After a gap, saying again what we have asks for what is missing.
+                if let Ok(events) = self.map.apply((from, to, head, reset), &changes, &mut self.trust) {
+                    self.map_changed(&events, now);
                 }
                 self.outputs.push_back(Output::MapAt(self.map.version()));
             }

@@ -371,7 +371,7 @@ impl ServerLink {
         self.enrol_started.get_or_insert(now);
         if let Some(Enrolment::Sent { message, parts, .. }) = &self.enrolment {
             // The last message may have been lost; after a while begin again.
-            if self.enrol_backoff.attempts() % 4 != 0 {
+            if !self.enrol_backoff.attempts().is_multiple_of(4) {
                 let (to, datagram) = (parts.from, message.clone());
                 self.outputs.push_back(Output::Send { to, datagram });
                 return;
