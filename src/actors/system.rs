@@ -35,7 +35,7 @@ use crate::counters::Counters;
 use crate::ids::{NetworkId, UplinkId};
 use crate::io::batch::SendBatch;
 use crate::io::control_socket::ControlListener;
-use crate::io::files::StateDir;
+use crate::io::files::{FileError, StateDir};
 use crate::io::signals::StopSignals;
 use crate::io::store::SqliteStore;
 use crate::io::tap::{Tap, TapConfig};
@@ -70,7 +70,7 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     // Before anything is written or an invitation used: can this process have a TAP at all?
     let probe = TapConfig { name: config.device.clone(), mac: None, mtu: config.mtu, vnet: false, multi_queue: false };
     drop(Tap::open(&probe)?);
-    let state = StateDir::open_or_create(&config.state)?;
+    let state = state_dir(&config.state)?;
     let _lock = state.lock()?;
     let control = Arc::new(ControlListener::bind(&config.control)?);
     let (shared, fatal) = client_shared(config, state)?;
@@ -80,6 +80,16 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     let ended = threads.run(&supervisor, &fatal);
     shared.slot.set(None);
     ended
+}
+
+/// The state directory; without the right to make it, the advice is here, where its option is known.
+fn state_dir(path: &std::path::Path) -> Result<StateDir> {
+    StateDir::open_or_create(path).map_err(|error| match &error {
+        FileError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            anyhow::anyhow!("{error}; run it as root (sudo), or name a directory of your own with --state")
+        }
+        _ => error.into(),
+    })
 }
 
 fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<ClientShared>, Receiver<String>)> {
@@ -271,7 +281,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     pool(&config, NetworkId(0))?;
     let counters = Arc::new(Counters::default());
     let (uplinks, listen) = server_uplinks(&config, &counters)?;
-    let state = StateDir::open_or_create(&config.state)?;
+    let state = state_dir(&config.state)?;
     let _lock = state.lock()?;
     let control = Arc::new(ControlListener::bind(&config.control)?);
     let secrets = (node_key(&state, "node.key")?, node_key(&state, "signing.key")?);
