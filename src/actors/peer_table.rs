@@ -220,6 +220,11 @@ impl PeerTable {
             }
             Event::Left { peer } => format!("{peer} has left"),
             Event::Unreachable { peer } => format!("{peer} cannot be reached"),
+            Event::OwnRevoked => {
+                let text = "this machine was removed from the network by its server; join again with a new invitation";
+                let _ = self.shared.fatal.try_send(text.into());
+                text.into()
+            }
             Event::Revoked { peer } => format!("{peer} is no member any more"),
         };
         self.shared.events.say(text);

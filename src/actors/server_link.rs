@@ -166,7 +166,9 @@ impl ServerLink {
 
     fn leased(&self, certificate: &[u8; CERT_LEN], epoch: u64, name: &str) {
         let Some(pinned) = *self.shared.pinned.load_full() else { return };
-        let mut trust = Trust::new(pinned.network, pinned.signer, epoch);
+        let saved = SavedNetwork::load(&self.shared.state).ok().flatten();
+        let known = saved.as_ref().and_then(SavedNetwork::lease).map_or(0, |(_, epoch)| epoch);
+        let mut trust = Trust::new(pinned.network, pinned.signer, epoch.max(known));
         let Ok(parsed) = trust.check(certificate) else {
             log::warn!("the server sent a certificate that its own key does not prove");
             return;
@@ -174,7 +176,6 @@ impl ServerLink {
         if parsed.key != self.shared.key {
             return;
         }
-        let saved = SavedNetwork::load(&self.shared.state).ok().flatten();
         let mut saved = saved.unwrap_or_else(|| SavedNetwork::new(&pinned, &self.shared.config.servers));
         if !self.shared.config.servers.is_empty() {
             saved.servers = self.shared.config.servers.iter().map(ToString::to_string).collect();
@@ -204,10 +205,16 @@ impl ServerLink {
     }
 
     fn refused(&mut self, refusal: &Refusal) {
-        // With a lease in hand the network goes on; without one there is nothing to do here.
         let text = refusal.to_string();
         self.shared.events.say(text.clone());
-        if self.released.is_none() {
+        let fatal = match refusal {
+            // Anybody on the way could say so: peers stay reachable, and the server is asked again.
+            Refusal::NotAMember => false,
+            Refusal::Token | Refusal::OtherServer => self.shared.pinned.load().is_none(),
+            // With a lease in hand the network goes on; without one there is nothing to do here.
+            Refusal::Lease { .. } => self.shared.lease.load().is_none(),
+        };
+        if fatal {
             let _ = self.shared.fatal.try_send(text);
         }
     }

@@ -76,12 +76,29 @@ pub enum Output {
 /// What an operator would be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    Session { peer: String, route: Route },
-    PathChanged { peer: String, to: Option<Route> },
-    PathLost { peer: String, route: Route },
-    Left { peer: String },
-    Unreachable { peer: String },
-    Revoked { peer: String },
+    Session {
+        peer: String,
+        route: Route,
+    },
+    PathChanged {
+        peer: String,
+        to: Option<Route>,
+    },
+    PathLost {
+        peer: String,
+        route: Route,
+    },
+    Left {
+        peer: String,
+    },
+    Unreachable {
+        peer: String,
+    },
+    Revoked {
+        peer: String,
+    },
+    /// Our own membership ended, by the network's signature.
+    OwnRevoked,
 }
 
 /// How a peer is reached, in words.
@@ -667,6 +684,10 @@ impl Peers {
             return;
         }
         self.save_at.get_or_insert(now + SAVE_INTERVAL);
+        let own = Certificate::parse(&self.node.certificate);
+        if own.is_ok_and(|own| own.key == self.node.identity.public && !self.trust.holds(&own)) {
+            self.event(Event::OwnRevoked);
+        }
         let message = Control::Revoke(object.to_vec());
         let idxs: Vec<_> = self.peers.keys().copied().collect();
         for idx in idxs {
