@@ -12,10 +12,11 @@ use smol::channel::Sender;
 use xtra::{Actor, Address, Context, Handler, Mailbox};
 
 use super::client::EventLog;
+use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason, call};
 use super::store::Store;
 use crate::config::{Network6, ServerConfig};
-use crate::counters::Counters;
+use crate::counters::{Counters, add};
 use crate::ids::{Endpoint, NetworkId};
 use crate::io::uplinks::Uplinks;
 use crate::messages::coordinator::{Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Published, Stored};
@@ -193,6 +194,9 @@ impl Coordinator {
                 }
                 Output::Event(event) => {
                     self.changed = true;
+                    if matches!(event, Event::Attached { .. }) {
+                        add(&self.shared.counters.handshakes_done, 1);
+                    }
                     self.shared.events.say(words(&event));
                 }
             }
@@ -203,6 +207,7 @@ impl Coordinator {
         }
         // Publish before sending: the answer may be there sooner than the next turn, and must find its session.
         for (to, datagram) in sends {
+            count_handshake(&self.shared.counters, &datagram);
             self.shared.uplinks.send(to, &datagram);
         }
         if std::mem::take(&mut self.changed) {

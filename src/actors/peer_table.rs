@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use xtra::{Actor, Context, Handler};
 
 use super::client::{ClientShared, MAP_FILE, SavedNetwork, seed};
-use super::datapath::send_staged;
+use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::{DropReason, add};
 use crate::ids::{MacAddr, PeerIdx};
@@ -141,6 +141,7 @@ impl PeerTable {
         }
         // Publish before sending: the answer may be there sooner than the next turn, and must find its session.
         for (route, datagram) in sends {
+            count_handshake(&self.shared.views.counters, &datagram);
             self.shared.uplinks.send_by(route, &datagram);
         }
         for idx in ready {

@@ -10,6 +10,7 @@ use smol::channel::Sender;
 use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::client::{ClientShared, SavedNetwork, seed};
+use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, UplinkId};
@@ -20,7 +21,7 @@ use crate::messages::server_link::{
 };
 use crate::messages::tap_reader::Configure;
 use crate::proto::crypto::Trust;
-use crate::proto::peers::is_dialable;
+use crate::proto::peers::{is_dialable, leased_networks};
 use crate::proto::server_link::{Output, Pinned, Refusal, ServerLink as Core, join};
 use crate::view::{SelfView, ServerView};
 use crate::wire::cert::{CERT_LEN, Certificate};
@@ -133,6 +134,7 @@ impl ServerLink {
         }
         // Publish before sending: the answer may be there sooner than the next turn, and must find its session.
         for (to, datagram) in sends {
+            count_handshake(&self.shared.views.counters, &datagram);
             self.shared.uplinks.send(to, &datagram);
         }
         if self.core.is_unanswered(now) && !std::mem::replace(&mut self.said_waiting, true) {
@@ -275,6 +277,7 @@ pub fn publish_lease(shared: &ClientShared, certificate: &Certificate) {
         rights: certificate.rights,
         ip4: Some(certificate.ip4),
         ip6: certificate.ip6,
+        overlay: leased_networks(certificate),
     }));
 }
 
@@ -284,14 +287,7 @@ async fn gather(netlink: &Netlink, shared: &ClientShared) -> Result<Vec<Candidat
     }
     let device = shared.slot.get().map(|tap| tap.ifindex());
     let lease = shared.lease.load_full();
-    let overlay: Vec<ipnet::IpNet> = lease
-        .iter()
-        .flat_map(|lease| {
-            let four = ipnet::IpNet::new(lease.ip4.into(), lease.prefix4).ok();
-            let six = lease.ip6.and_then(|ip6| ipnet::IpNet::new(ip6.into(), lease.prefix6).ok());
-            four.into_iter().chain(six)
-        })
-        .collect();
+    let overlay = lease.as_deref().map(leased_networks).unwrap_or_default();
     let ports: Vec<(UplinkId, u16)> =
         shared.uplinks.readers().map(|uplink| (uplink.id(), uplink.local_addr().port())).collect();
     let mut list: Vec<Candidate> = netlink

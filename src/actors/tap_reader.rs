@@ -18,6 +18,7 @@ use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::tap::{Tap, TapConfig, TapError};
 use crate::io::tap_slot::TapSlot;
 use crate::messages::tap_reader::Configure;
+use crate::proto::peers::leased_networks;
 use crate::wire::cert::Certificate;
 
 /// Frames read in one burst, before anything is sent.
@@ -156,12 +157,6 @@ impl TapReader {
         }
         result
     }
-}
-
-fn leased_networks(lease: &Certificate) -> Vec<IpNet> {
-    let four = IpNet::new(lease.ip4.into(), lease.prefix4).ok();
-    let six = lease.ip6.and_then(|ip6| IpNet::new(ip6.into(), lease.prefix6).ok());
-    four.into_iter().chain(six).map(|net| net.trunc()).collect()
 }
 
 fn overlaps(one: &IpNet, other: &IpNet) -> bool {

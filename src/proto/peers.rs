@@ -292,10 +292,7 @@ impl Peers {
     pub fn set_certificate(&mut self, certificate: [u8; CERT_LEN]) {
         let Ok(parsed) = self.trust.check(&certificate) else { return };
         self.node.certificate = certificate;
-        let prefix4 = ipnet::Ipv4Net::new(parsed.ip4, parsed.prefix4).ok().map(|net| IpNet::V4(net.trunc()));
-        let prefix6 =
-            parsed.ip6.and_then(|ip6| ipnet::Ipv6Net::new(ip6, parsed.prefix6).ok()).map(|net| IpNet::V6(net.trunc()));
-        self.overlay = prefix4.into_iter().chain(prefix6).collect();
+        self.overlay = leased_networks(&parsed);
     }
 
     /// Our own addresses, told to peers directly.
@@ -1045,6 +1042,13 @@ pub fn credentials(certificate: &Certificate) -> PeerCredentials {
         ip6: certificate.ip6,
         rights: Rights(certificate.rights),
     }
+}
+
+/// The prefixes of the network a lease belongs to.
+pub fn leased_networks(lease: &Certificate) -> Vec<IpNet> {
+    let four = IpNet::new(lease.ip4.into(), lease.prefix4).ok();
+    let six = lease.ip6.and_then(|ip6| IpNet::new(ip6.into(), lease.prefix6).ok());
+    four.into_iter().chain(six).map(|net| net.trunc()).collect()
 }
 
 /// Whether an address may be a path: a unicast address outside the network itself, with a port.
