@@ -277,6 +277,9 @@ impl Peers {
             if peer.link.session().is_some() || peer.link.is_initiating() {
                 peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
                 self.reschedule(idx);
+            } else {
+                peer.channel = None;
+                peer.paths.drop_relays();
             }
         }
     }
@@ -369,8 +372,10 @@ impl Peers {
             peer.channel = Some(token);
             peer.paths.drop_relays();
         }
-        if let Some(server) = server {
-            peer.paths.prove(Route::relayed(server, token), now);
+        if let Some(route) = server.map(|server| Route::relayed(server, token))
+            && peer.paths.get(&route).is_none()
+        {
+            peer.paths.prove(route, now);
         }
         peer.candidates = candidates;
         let has_session = peer.link.session().is_some();
@@ -671,9 +676,16 @@ impl Peers {
         peer.handshake_via = None;
         peer.lookup = peer.lookup.take().filter(|_| peer.channel.is_none());
         let before = peer.paths.active();
+        // The channel it came by is newer than the one we know, if that is another: the server may have restarted.
+        if Some(via.endpoint) == self.server && via.relay.is_some() && via.relay != peer.channel {
+            peer.channel = via.relay;
+            peer.paths.drop_relays();
+        }
         let event = peer.paths.prove(via, now);
-        if let (Some(server), Some(token)) = (self.server, peer.channel) {
-            peer.paths.prove(Route::relayed(server, token), now);
+        if let Some(route) = self.server.zip(peer.channel).map(|(server, token)| Route::relayed(server, token))
+            && peer.paths.get(&route).is_none()
+        {
+            peer.paths.prove(route, now);
         }
         peer.probing = true;
         self.paths_changed(idx, before, event, now);
@@ -700,6 +712,10 @@ impl Peers {
             self.save_at.get_or_insert(now + SAVE_INTERVAL);
         }
         if let Some(PathEvent::Lost(route)) = event {
+            // Perhaps the channel is gone at the server; asking gives the one that holds.
+            if !route.is_direct() && peer.lookup.is_none() {
+                peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
+            }
             let peer = self.name(idx);
             self.event(Event::PathLost { peer, route });
         }
@@ -786,6 +802,9 @@ impl Peers {
         let Some((at, mut backoff)) = peer.lookup.take() else { return };
         if now < at {
             peer.lookup = Some((at, backoff));
+            return;
+        }
+        if peer.link.session().is_none() && !peer.link.is_initiating() {
             return;
         }
         let wait = backoff.next(&mut self.rng);
