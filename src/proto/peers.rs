@@ -274,11 +274,11 @@ impl Peers {
         let idxs: Vec<_> = self.peers.keys().copied().collect();
         for idx in idxs {
             let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            peer.channel = None;
             if peer.link.session().is_some() || peer.link.is_initiating() {
                 peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
                 self.reschedule(idx);
             } else {
-                peer.channel = None;
                 peer.paths.drop_relays();
             }
         }
@@ -550,7 +550,12 @@ impl Peers {
         let Owner::Peer(idx) = session.owner else { return };
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if peer.link.confirm(session.local_index, now) {
-            self.session_up(idx, via, now);
+            // Our answer got there by the way it went; where the confirmation came from may be a one-way street.
+            let proven = peer.handshake_via.take().unwrap_or(via);
+            self.session_up(idx, proven, now);
+            if proven != via {
+                self.seen_from(idx, via, now);
+            }
         }
     }
 
