@@ -107,12 +107,12 @@ impl Paths {
         self.list.iter().find(|path| path.route == *route)
     }
 
-    /// Takes up a candidate, to be probed at once. One that is known and not valid is probed anew. `false` if there
-    /// are too many.
+    /// Takes up a candidate, to be probed at once. One that is known and suspect is probed anew, if it waits for its
+    /// next round. `false` if there are too many.
     pub fn add(&mut self, route: Route, now: Instant) -> bool {
         if let Some(path) = self.list.iter_mut().find(|path| path.route == route) {
-            if path.state != State::Valid && path.step >= ROUND.len() {
-                path.begin_round(now, 0);
+            if path.state == State::Suspect && path.round > 0 && path.step == 0 {
+                path.begin_round(now, path.round);
             }
             return true;
         }
@@ -194,6 +194,7 @@ impl Paths {
     pub fn handle_timeout(&mut self, now: Instant, busy: bool, rng: &mut impl Rng) -> (Vec<Probe>, Vec<PathEvent>) {
         let (mut probes, mut events) = (Vec::new(), Vec::new());
         let active = self.active;
+        let stranded = busy && self.is_stranded();
         for path in self.list.iter_mut().filter(|path| now >= path.probe_at) {
             if path.outstanding.is_some() {
                 path.missed += 1;
@@ -204,6 +205,9 @@ impl Paths {
                 events.push(PathEvent::Lost(path.route));
             }
             path.schedule(now, busy, active == Some(path.route), rng);
+            if stranded && path.state == State::Suspect {
+                path.probe_at = path.probe_at.min(now + PROBE_BUSY);
+            }
             path.sequence += 1;
             let challenge = rng.next_u64();
             path.older = path.outstanding;
@@ -216,12 +220,20 @@ impl Paths {
         (probes, events)
     }
 
-    /// Frames pass again after a quiet time: the path in use is probed soon.
+    /// Frames pass again after a quiet time: the path in use is probed soon, and where none is valid all that were.
     pub fn wake(&mut self, now: Instant) {
         let active = self.active;
-        if let Some(path) = self.list.iter_mut().find(|path| Some(path.route) == active) {
-            path.probe_at = path.probe_at.min(now + PROBE_BUSY);
+        let stranded = self.is_stranded();
+        for path in &mut self.list {
+            if Some(path.route) == active || (stranded && path.state == State::Suspect) {
+                path.probe_at = path.probe_at.min(now + PROBE_BUSY);
+            }
         }
+    }
+
+    /// No path is valid: whichever answers first is to be used.
+    fn is_stranded(&self) -> bool {
+        self.list.iter().all(|path| path.state != State::Valid)
     }
 
     /// A reply to a probe, from the route it came by.

@@ -19,7 +19,7 @@ use super::crypto::Trust;
 use super::guard::{PeerCredentials, Rights};
 use super::link::{Incoming, Link, Node};
 use super::map::{Gap, MapEvent, MemberMap};
-use super::path::{PathEvent, Paths, Probe};
+use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex};
@@ -47,7 +47,7 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Addresses that a peer was seen at are taken up as candidates so many at once, then one in [`SIGHTING_EVERY`]: where
 /// both NATs use a port per destination, each probe is seen from a new one and would make the next.
 const SIGHTINGS_MAX: u32 = 4;
-const SIGHTING_EVERY: Duration = Duration::from_secs(10);
+const SIGHTING_EVERY: Duration = Duration::from_secs(60);
 /// Direct addresses an initiation goes to besides the relay.
 const DIAL_MAX: usize = 6;
 
@@ -413,7 +413,8 @@ impl Peers {
         let dialable = self.direct && is_dialable(via.endpoint.addr, &self.overlay);
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let known = peer.paths.get(&via).is_some();
-        if via.is_direct() && dialable && peer.link.session().is_some() && (known || peer.may_take_up(now)) {
+        let new = !known && via.is_direct() && dialable;
+        if peer.link.session().is_some() && (known || (new && peer.may_take_up(now))) {
             peer.paths.add_seen(via, now);
             peer.probing = true;
             self.reschedule(idx);
@@ -576,7 +577,8 @@ impl Peers {
         session.meter.heard(self.epoch.ms(now));
         session.confirm();
         self.confirmed(session, via, now);
-        if self.peers.get(&idx).is_some_and(|peer| peer.paths.get(&via).is_none()) {
+        let valid = |peer: &Peer| peer.paths.get(&via).is_some_and(|path| path.state == State::Valid);
+        if self.peers.get(&idx).is_some_and(|peer| !valid(peer)) {
             self.seen_from(idx, via, now);
         }
         for message in messages {
@@ -713,6 +715,7 @@ impl Peers {
         if let Some(PathEvent::Validated(route)) = event
             && route.is_direct()
         {
+            peer.sightings = (SIGHTINGS_MAX, now);
             self.map.reached(&key, route.endpoint.addr);
             self.save_at.get_or_insert(now + SAVE_INTERVAL);
         }
