@@ -220,13 +220,15 @@ impl Paths {
         (probes, events)
     }
 
-    /// Frames pass again after a quiet time: the path in use is probed soon, and where none is valid all that were.
+    /// Frames pass again after a quiet time: the path in use is probed at once, and where none is valid all that were.
     pub fn wake(&mut self, now: Instant) {
         let active = self.active;
         let stranded = self.is_stranded();
         for path in &mut self.list {
-            if Some(path.route) == active || (stranded && path.state == State::Suspect) {
-                path.probe_at = path.probe_at.min(now + PROBE_BUSY);
+            if (Some(path.route) == active || (stranded && path.state == State::Suspect))
+                && path.probe_at > now + PROBE_BUSY
+            {
+                path.probe_at = now;
             }
         }
     }

@@ -746,12 +746,27 @@ impl Peers {
         }
         if now >= self.mark_at {
             self.mark_at = now + Duration::from_secs(1);
-            self.peers.values().for_each(|peer| peer.link.mark(now));
+            self.mark(now);
             self.sweep_indices();
         }
         if self.save_at.is_some_and(|at| now >= at) {
             self.save_at = None;
             self.outputs.push_back(Output::Save);
+        }
+    }
+
+    /// Once a second: where the counters stand, and whose paths carry frames again.
+    fn mark(&mut self, now: Instant) {
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        for idx in idxs {
+            let epoch = self.epoch;
+            let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            peer.link.mark(now);
+            let used = peer.link.meter().used_ms().map(|ms| epoch.at(ms));
+            if peer.probing && used.is_some_and(|used| now.saturating_duration_since(used) < BUSY) {
+                peer.paths.wake(now);
+                self.reschedule(idx);
+            }
         }
     }
 
@@ -831,9 +846,6 @@ impl Peers {
             return;
         }
         let busy = quiet.is_some_and(|quiet| quiet < BUSY);
-        if busy {
-            peer.paths.wake(now);
-        }
         let before = peer.paths.active();
         let (probes, events) = peer.paths.handle_timeout(now, busy, &mut self.rng);
         for Probe { route, sequence, challenge, path } in probes {

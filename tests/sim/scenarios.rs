@@ -86,11 +86,11 @@ fn f_20_a_peer_that_restarted_is_reached_again_by_its_hint() {
     let rtt = Duration::from_millis(40);
     sim.send(anna, ben);
     sim.run_for(rtt);
-    let next = sim.send(anna, ben);
+    let mut frames = Vec::new();
     let took = sim.expect("a frame comes again", secs(2), |sim| {
-        let frame = sim.send(anna, ben);
+        frames.push(sim.send(anna, ben));
         sim.run_for(Duration::from_millis(2));
-        sim.arrived(next, ben) || sim.arrived(frame, ben)
+        frames.iter().any(|frame| sim.arrived(*frame, ben))
     });
     assert_eq!(sim.hints_believed, before + 1);
     println!("F-20: reachable again {:?} after the first frame, {took:?} after the hint; round trip {rtt:?}", sim.now() - start);
