@@ -19,7 +19,7 @@ use super::crypto::Trust;
 use super::guard::{PeerCredentials, Rights};
 use super::link::{Incoming, Link, Node};
 use super::map::{MapEvent, MemberMap};
-use super::path::{PathEvent, Paths, Probe};
+use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex};
@@ -47,7 +47,7 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Addresses that a peer was seen at are taken up as candidates so many at once, then one in [`SIGHTING_EVERY`]: where
 /// both NATs use a port per destination, each probe is seen from a new one and would make the next.
 const SIGHTINGS_MAX: u32 = 4;
-const SIGHTING_EVERY: Duration = Duration::from_secs(10);
+const SIGHTING_EVERY: Duration = Duration::from_secs(60);
 /// Direct addresses an initiation goes to besides the relay.
 const DIAL_MAX: usize = 6;
 
@@ -324,9 +324,12 @@ impl Peers {
         let idxs: Vec<_> = self.peers.keys().copied().collect();
         for idx in idxs {
             let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            peer.channel = None;
             if peer.link.session().is_some() || peer.link.is_initiating() {
                 peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
                 self.reschedule(idx);
+            } else {
+                peer.paths.drop_relays();
             }
         }
     }
@@ -418,8 +421,10 @@ impl Peers {
             peer.channel = Some(token);
             peer.paths.drop_relays();
         }
-        if let Some(server) = server {
-            peer.paths.prove(Route::relayed(server, token), now);
+        if let Some(route) = server.map(|server| Route::relayed(server, token))
+            && peer.paths.get(&route).is_none()
+        {
+            peer.paths.prove(route, now);
         }
         peer.candidates = candidates;
         let has_session = peer.link.session().is_some();
@@ -457,7 +462,8 @@ impl Peers {
         let dialable = self.direct && is_dialable(via.endpoint.addr, &self.overlay);
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let known = peer.paths.get(&via).is_some();
-        if via.is_direct() && dialable && peer.link.session().is_some() && (known || peer.may_take_up(now)) {
+        let new = !known && via.is_direct() && dialable;
+        if peer.link.session().is_some() && (known || (new && peer.may_take_up(now))) {
             peer.paths.add_seen(via, now);
             peer.probing = true;
             self.reschedule(idx);
@@ -594,7 +600,12 @@ impl Peers {
         let Owner::Peer(idx) = session.owner else { return };
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if peer.link.confirm(session.local_index, now) {
-            self.session_up(idx, via, now);
+            // Our answer got there by the way it went; where the confirmation came from may be a one-way street.
+            let proven = peer.handshake_via.take().unwrap_or(via);
+            self.session_up(idx, proven, now);
+            if proven != via {
+                self.seen_from(idx, via, now);
+            }
         }
     }
 
@@ -615,7 +626,8 @@ impl Peers {
         session.meter.heard(self.epoch.ms(now));
         session.confirm();
         self.confirmed(session, via, now);
-        if self.peers.get(&idx).is_some_and(|peer| peer.paths.get(&via).is_none()) {
+        let valid = |peer: &Peer| peer.paths.get(&via).is_some_and(|path| path.state == State::Valid);
+        if self.peers.get(&idx).is_some_and(|peer| !valid(peer)) {
             self.seen_from(idx, via, now);
         }
         for message in messages {
@@ -724,9 +736,16 @@ impl Peers {
         peer.handshake_via = None;
         peer.lookup = peer.lookup.take().filter(|_| peer.channel.is_none());
         let before = peer.paths.active();
+        // The channel it came by is newer than the one we know, if that is another: the server may have restarted.
+        if Some(via.endpoint) == self.server && via.relay.is_some() && via.relay != peer.channel {
+            peer.channel = via.relay;
+            peer.paths.drop_relays();
+        }
         let event = peer.paths.prove(via, now);
-        if let (Some(server), Some(token)) = (self.server, peer.channel) {
-            peer.paths.prove(Route::relayed(server, token), now);
+        if let Some(route) = self.server.zip(peer.channel).map(|(server, token)| Route::relayed(server, token))
+            && peer.paths.get(&route).is_none()
+        {
+            peer.paths.prove(route, now);
         }
         peer.probing = true;
         self.paths_changed(idx, before, event, now);
@@ -749,10 +768,15 @@ impl Peers {
         if let Some(PathEvent::Validated(route)) = event
             && route.is_direct()
         {
+            peer.sightings = (SIGHTINGS_MAX, now);
             self.map.reached(&key, route.endpoint.addr);
             self.save_at.get_or_insert(now + SAVE_INTERVAL);
         }
         if let Some(PathEvent::Lost(route)) = event {
+            // Perhaps the channel is gone at the server; asking gives the one that holds.
+            if !route.is_direct() && peer.lookup.is_none() {
+                peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
+            }
             let peer = self.name(idx);
             self.event(Event::PathLost { peer, route });
         }
@@ -775,12 +799,27 @@ impl Peers {
         }
         if now >= self.mark_at {
             self.mark_at = now + Duration::from_secs(1);
-            self.peers.values().for_each(|peer| peer.link.mark(now));
+            self.mark(now);
             self.sweep_indices();
         }
         if self.save_at.is_some_and(|at| now >= at) {
             self.save_at = None;
             self.outputs.push_back(Output::Save);
+        }
+    }
+
+    /// Once a second: where the counters stand, and whose paths carry frames again.
+    fn mark(&mut self, now: Instant) {
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        for idx in idxs {
+            let epoch = self.epoch;
+            let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            peer.link.mark(now);
+            let used = peer.link.meter().used_ms().map(|ms| epoch.at(ms));
+            if peer.probing && used.is_some_and(|used| now.saturating_duration_since(used) < BUSY) {
+                peer.paths.wake(now);
+                self.reschedule(idx);
+            }
         }
     }
 
@@ -841,6 +880,9 @@ impl Peers {
             peer.lookup = Some((at, backoff));
             return;
         }
+        if peer.link.session().is_none() && !peer.link.is_initiating() {
+            return;
+        }
         let wait = backoff.next(&mut self.rng);
         peer.lookup = Some((now + wait, backoff));
         self.outputs.push_back(Output::ToServer(Control::PeerLookup { key: peer.key }));
@@ -857,9 +899,6 @@ impl Peers {
             return;
         }
         let busy = quiet.is_some_and(|quiet| quiet < BUSY);
-        if busy {
-            peer.paths.wake(now);
-        }
         let before = peer.paths.active();
         let (probes, events) = peer.paths.handle_timeout(now, busy, &mut self.rng);
         for Probe { route, sequence, challenge, path } in probes {

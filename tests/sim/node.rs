@@ -177,9 +177,12 @@ impl Client {
             dirty: true,
             hints: (None, 0),
         };
-        if let (Some(pinned), Some(certificate)) = (self.disk.pinned, self.disk.certificate) {
+        // A client that was pinned and stopped before it had its lease has no certificate yet.
+        if let Some(pinned) = self.disk.pinned {
             let peers = self.make_peers(pinned, run.epoch, now, rng);
             run.peers = Some(peers);
+        }
+        if let Some(certificate) = self.disk.certificate {
             run.leased(certificate);
         }
         run.publish();
