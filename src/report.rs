@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Map, Value, json};
 use xtra::Address;
 
-use crate::actors::client::ClientShared;
+use crate::actors::client::{ClientShared, Ending};
 use crate::actors::coordinator::{Coordinator, ServerShared};
 use crate::actors::ext::{call, cast};
 use crate::actors::server_link::ServerLink;
@@ -55,10 +55,10 @@ pub fn answer_client(
                     async { told.recv().await.map_err(|_| "the server link was restarted; try again".to_owned()) };
                 within(released).await?;
                 for file in [crate::actors::client::NETWORK_FILE, crate::actors::client::MAP_FILE] {
-                    // Kept aside: the key stays, so that the same machine may come back.
-                    let _ = shared.state.set_aside(file);
+                    // The key stays, so that the same machine may come back.
+                    shared.state.remove(file).map_err(|error| error.to_string())?;
                 }
-                let _ = shared.fatal.try_send("the lease was given back; join again with a new invitation".into());
+                let _ = shared.end.try_send(Ending::Left);
                 Ok(json!({ "left": true }))
             }
             Some("inject_panic") => inject(&request, &supervisor),

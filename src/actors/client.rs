@@ -43,8 +43,17 @@ pub struct ClientShared {
     pub map_version: std::sync::atomic::AtomicU64,
     pub events: EventLog,
     pub started: Instant,
-    /// Ends the node with these words.
-    pub fatal: smol::channel::Sender<String>,
+    /// Ends the node.
+    pub end: smol::channel::Sender<Ending>,
+}
+
+/// Why a node ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// Something only the user can mend: what, and what to do.
+    Failed(String),
+    /// The lease was given back on request.
+    Left,
 }
 
 impl ClientShared {

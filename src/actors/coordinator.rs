@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use smol::channel::Sender;
 use xtra::{Actor, Address, Context, Handler, Mailbox};
 
-use super::client::EventLog;
+use super::client::{Ending, EventLog};
 use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason, call};
 use super::store::Store;
@@ -50,7 +50,7 @@ pub struct ServerShared {
     pub description: ArcSwap<Option<NetworkDescription>>,
     pub events: EventLog,
     pub started: Instant,
-    pub fatal: Sender<String>,
+    pub end: Sender<Ending>,
 }
 
 /// Whom the coordinator tells.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use xtra::{Actor, Context, Handler};
 
-use super::client::{ClientShared, MAP_FILE, SavedNetwork, seed};
+use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed};
 use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::{DropReason, add};
@@ -223,7 +223,7 @@ impl PeerTable {
             Event::Unreachable { peer } => format!("{peer} cannot be reached"),
             Event::OwnRevoked => {
                 let text = "this machine was removed from the network by its server; join again with a new invitation";
-                let _ = self.shared.fatal.try_send(text.into());
+                let _ = self.shared.end.try_send(Ending::Failed(text.into()));
                 text.into()
             }
             Event::Revoked { peer } => format!("{peer} is no member any more"),
@@ -265,7 +265,9 @@ impl Actor for PeerTable {
         if self.goodbye {
             if let Some(core) = &mut self.core {
                 core.goodbye();
-                if let Err(error) = self.shared.state.write_atomic(MAP_FILE, &core.save()) {
+                // Who gave its lease back keeps no map.
+                let left = matches!(SavedNetwork::load(&self.shared.state), Ok(None));
+                if !left && let Err(error) = self.shared.state.write_atomic(MAP_FILE, &core.save()) {
                     log::warn!("the member map cannot be written: {error}");
                 }
             }

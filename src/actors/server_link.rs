@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use smol::channel::Sender;
 use xtra::{Actor, Context, Handler, Mailbox};
 
-use super::client::{ClientShared, SavedNetwork, seed};
+use super::client::{ClientShared, Ending, SavedNetwork, seed};
 use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::DropReason;
@@ -217,7 +217,7 @@ impl ServerLink {
             Refusal::Lease { .. } => self.shared.lease.load().is_none(),
         };
         if fatal {
-            let _ = self.shared.fatal.try_send(text);
+            let _ = self.shared.end.try_send(Ending::Failed(text));
         }
     }
 
@@ -410,7 +410,7 @@ impl Handler<Resolved> for ServerLink {
                 let text =
                     format!("the server's name cannot be resolved ({why}); check the name and this machine's DNS");
                 if self.shared.pinned.load().is_none() {
-                    let _ = self.shared.fatal.try_send(text);
+                    let _ = self.shared.end.try_send(Ending::Failed(text));
                 } else if !std::mem::replace(&mut self.said_unresolved, true) {
                     self.shared.events.say(text);
                 }

@@ -15,7 +15,7 @@ use smol::Executor;
 use smol::channel::{Receiver, Sender};
 use xtra::{Address, Mailbox};
 
-use super::client::{ClientShared, EventLog, SavedNetwork, next_boot, node_key};
+use super::client::{ClientShared, Ending, EventLog, SavedNetwork, next_boot, node_key};
 use super::control::Control;
 use super::coordinator::{Coordinator, CoordinatorCasts, ServerShared, pool};
 use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
@@ -73,11 +73,11 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     let state = state_dir(&config.state)?;
     let _lock = state.lock()?;
     let control = Arc::new(ControlListener::bind(&config.control)?);
-    let (shared, fatal) = client_shared(config, state)?;
+    let (shared, ends) = client_shared(config, state)?;
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
     wire_client(&shared, &supervisor, &threads, control);
-    let ended = threads.run(&supervisor, &fatal);
+    let ended = threads.run(&supervisor, &ends);
     shared.slot.set(None);
     ended
 }
@@ -92,7 +92,7 @@ fn state_dir(path: &std::path::Path) -> Result<StateDir> {
     })
 }
 
-fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<ClientShared>, Receiver<String>)> {
+fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<ClientShared>, Receiver<Ending>)> {
     let saved = SavedNetwork::load(&state)?;
     if config.join.is_none() && saved.is_none() {
         bail!(
@@ -122,7 +122,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         server: Arc::default(),
         counters,
     };
-    let (fatal, ends) = smol::channel::bounded(4);
+    let (end, ends) = smol::channel::bounded(4);
     let pinned = saved.as_ref().and_then(SavedNetwork::pinned);
     let joins_anew =
         config.join.as_ref().zip(pinned).is_some_and(|(line, p)| fingerprint(&p.server) != line.fingerprint);
@@ -150,7 +150,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         map_version: AtomicU64::new(0),
         events: EventLog::default(),
         started: now,
-        fatal,
+        end,
     });
     // The lease of the last time brings the device up at once: the server need not be there.
     if let (Some(pinned), Some((certificate, epoch))) = (pinned, saved.as_ref().and_then(SavedNetwork::lease))
@@ -227,7 +227,7 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
         let egress = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx());
         let device = (lent.config.device.clone(), lent.config.mtu);
         let counters = lent.views.counters.clone();
-        TapReader::new(lent.slot.clone(), lent.lease.clone(), device, egress, counters, lent.fatal.clone())
+        TapReader::new(lent.slot.clone(), lent.lease.clone(), device, egress, counters, lent.end.clone())
     };
     supervisor.supervise(&threads.data, tap_mailbox, factory, Policy::RESTART);
 
@@ -288,7 +288,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     let database = state.file("network.db");
     let store =
         smol::block_on(SqliteStore::open(&database)).with_context(|| format!("the database {}", database.display()))?;
-    let (fatal, ends) = smol::channel::bounded(4);
+    let (end, ends) = smol::channel::bounded(4);
     let shared = Arc::new(ServerShared {
         config,
         secrets,
@@ -298,7 +298,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
         description: ArcSwap::from_pointee(None),
         events: EventLog::default(),
         started: Instant::now(),
-        fatal,
+        end,
     });
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
@@ -444,8 +444,8 @@ impl Threads {
         self.keep(self.control.spawn(work));
     }
 
-    /// Runs the node until a signal, a fatal word or the supervisor ends it; then stops every actor.
-    fn run(self, supervisor: &Supervisor, fatal: &Receiver<String>) -> Result<()> {
+    /// Runs the node until a signal, an [`Ending`] or the supervisor ends it; then stops every actor.
+    fn run(self, supervisor: &Supervisor, ends: &Receiver<Ending>) -> Result<()> {
         let mut signals = StopSignals::new().context("signals cannot be watched")?;
         let ended = smol::block_on(self.control.run(async {
             let signal = async {
@@ -453,9 +453,14 @@ impl Threads {
                 log::info!("{name}: ending");
                 None
             };
-            let fatal = async { fatal.recv().await.ok() };
+            let by_itself = async {
+                match ends.recv().await {
+                    Ok(Ending::Failed(why)) => Some(why),
+                    Ok(Ending::Left) | Err(_) => None,
+                }
+            };
             let given_up = async { Some(supervisor.node_ended().await.to_string()) };
-            let ended = future::or(signal, future::or(fatal, given_up)).await;
+            let ended = future::or(signal, future::or(by_itself, given_up)).await;
             for name in supervisor.stop_all(STOP_WITHIN).await {
                 log::warn!("{name} did not end in time and was dropped");
             }

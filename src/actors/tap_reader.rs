@@ -11,6 +11,7 @@ use futures_lite::future;
 use ipnet::IpNet;
 use xtra::{Actor, Context, Handler, Mailbox};
 
+use super::client::Ending;
 use super::datapath::Egress;
 use super::ext::{Service, StopReason};
 use crate::counters::Counters;
@@ -52,7 +53,7 @@ pub struct TapReader {
     egress: Egress,
     counters: Arc<Counters>,
     /// Told when the device cannot be brought up for a reason that only the user can mend.
-    fatal: smol::channel::Sender<String>,
+    end: smol::channel::Sender<Ending>,
     configured: Option<Certificate>,
     buffer: Vec<u8>,
     lengths: Vec<usize>,
@@ -66,7 +67,7 @@ impl TapReader {
         device: (String, u16),
         egress: Egress,
         counters: Arc<Counters>,
-        fatal: smol::channel::Sender<String>,
+        end: smol::channel::Sender<Ending>,
     ) -> Self {
         Self {
             slot,
@@ -74,7 +75,7 @@ impl TapReader {
             device,
             egress,
             counters,
-            fatal,
+            end,
             configured: None,
             buffer: vec![0; BURST_BYTES + FRAME_MAX],
             lengths: Vec::with_capacity(BURST_FRAMES),
@@ -206,7 +207,7 @@ impl Service for TapReader {
                 Err(error @ (DeviceError::Overlap { .. } | DeviceError::Tap(_))) => {
                     let text = error.to_string();
                     // The node ends with these words; there is nobody left to care if it is ending already.
-                    let _ = self.fatal.try_send(text.clone());
+                    let _ = self.end.try_send(Ending::Failed(text.clone()));
                     return StopReason::Failed(text);
                 }
                 Err(error @ DeviceError::Netlink { .. }) => {
