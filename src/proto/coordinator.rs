@@ -385,6 +385,11 @@ impl Coordinator {
                 Ok(())
             }
             Kind::Enrol3 => {
+                if let Some(session) = self.admission.is_repeated(from, &view).and_then(|index| self.session(index)) {
+                    let datagram = session.seal_control(&[])?;
+                    self.send(from, datagram);
+                    return Ok(());
+                }
                 match self.admission.finish(from, &view, now) {
                     Ok(enrolled) => {
                         self.enrolled(from, enrolled, now);
@@ -519,10 +524,9 @@ impl Coordinator {
         if member.handshake_from == Some(from) {
             member.handshake_from = None;
             self.attach(key, from, now);
-        } else if member
-            .challenge
-            .is_none_or(|(endpoint, _, since)| endpoint != from || now.saturating_duration_since(since) > CHALLENGE_RETRY)
-        {
+        } else if member.challenge.is_none_or(|(endpoint, _, since)| {
+            endpoint != from || now.saturating_duration_since(since) > CHALLENGE_RETRY
+        }) {
             // Authentic, but perhaps sent on by somebody from another address: it must answer from there first.
             let challenge = self.rng.next_u64();
             member.challenge = Some((from, challenge, now));

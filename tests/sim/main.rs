@@ -36,8 +36,15 @@ const EVENTS_KEPT: usize = 40;
 enum Event {
     Arrive(Flight, Vec<u8>),
     /// The disk writes it, then tells.
-    Written { life: u64, id: u64, ops: Vec<StoreOp> },
-    Told { life: u64, id: u64 },
+    Written {
+        life: u64,
+        id: u64,
+        ops: Vec<StoreOp>,
+    },
+    Told {
+        life: u64,
+        id: u64,
+    },
 }
 
 /// What is seen of the wire while somebody looks.
@@ -573,11 +580,8 @@ impl Sim {
                 if matches!(peer.state, PeerState::Direct | PeerState::Relay | PeerState::Searching) {
                     let route = peer.route.map(|route| route.to_string()).unwrap_or_default();
                     let style = if peer.route.is_some_and(|route| route.is_direct()) { "solid" } else { "dashed" };
-                    let _ = writeln!(
-                        dot,
-                        "  {name} -> {} [label=\"{:?} {route}\" style={style}];",
-                        peer.name, peer.state
-                    );
+                    let _ =
+                        writeln!(dot, "  {name} -> {} [label=\"{:?} {route}\" style={style}];", peer.name, peer.state);
                 }
             }
         }

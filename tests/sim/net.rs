@@ -51,7 +51,8 @@ impl Nat {
     pub const HARD: Self = Self { mapping: Mapping::AddressAndPortDependent, ..Self::HOME };
 
     pub fn random(rng: &mut StdRng) -> Self {
-        let mapping = if rng.random_bool(0.7) { Mapping::EndpointIndependent } else { Mapping::AddressAndPortDependent };
+        let mapping =
+            if rng.random_bool(0.7) { Mapping::EndpointIndependent } else { Mapping::AddressAndPortDependent };
         let filtering = match rng.random_range(0..3) {
             0 => Filtering::None,
             1 => Filtering::Address,

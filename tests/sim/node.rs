@@ -43,15 +43,24 @@ const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 /// What a node did.
 #[derive(Debug)]
 pub enum Effect {
-    Send { to: SocketAddr, datagram: Vec<u8> },
+    Send {
+        to: SocketAddr,
+        datagram: Vec<u8>,
+    },
     /// To the TAP.
     Deliver(Vec<u8>),
     /// The client holds this lease.
     Granted(Box<Certificate>),
     Refused(Refusal),
     /// The write is to be made durable.
-    Store { id: u64, ops: Vec<StoreOp> },
-    Reply { request: u64, reply: coordinator::Reply },
+    Store {
+        id: u64,
+        ops: Vec<StoreOp>,
+    },
+    Reply {
+        request: u64,
+        reply: coordinator::Reply,
+    },
     HintBelieved,
     Note(String),
 }
@@ -263,13 +272,7 @@ impl Client {
         panic!("{}: the cores do not fall silent", self.name);
     }
 
-    fn link_output(
-        &mut self,
-        output: server_link::Output,
-        now: Instant,
-        rng: &mut StdRng,
-        out: &mut VecDeque<Effect>,
-    ) {
+    fn link_output(&mut self, output: server_link::Output, now: Instant, rng: &mut StdRng, out: &mut VecDeque<Effect>) {
         use server_link::Output;
         let Some(run) = &mut self.run else { return };
         match output {
@@ -474,7 +477,8 @@ impl Run {
             }
             Kind::Init | Kind::Hint if by_server => self.link.handle_handshake(from, datagram, now),
             kind @ (Kind::Init | Kind::Hint) => {
-                let handled = self.peers.as_mut().ok_or(DropReason::UnknownPeer)?.handle_handshake(route, datagram, now);
+                let handled =
+                    self.peers.as_mut().ok_or(DropReason::UnknownPeer)?.handle_handshake(route, datagram, now);
                 if kind == Kind::Hint && handled.is_ok() {
                     out.push_back(Effect::HintBelieved);
                 }
@@ -614,8 +618,7 @@ pub struct ServerRun {
 impl Server {
     pub fn new(open: bool, rng: &mut StdRng) -> Self {
         let (secret, signer) = (seed(rng), seed(rng));
-        let network =
-            NetworkRecord { id: NetworkId(rng.next_u64()), version: 0, epoch: 1, next_serial: 1, boots: 0 };
+        let network = NetworkRecord { id: NetworkId(rng.next_u64()), version: 0, epoch: 1, next_serial: 1, boots: 0 };
         let state = StoredState { network: Some(network), ..StoredState::default() };
         Self { secret, signer, key: identity(&secret).public, open, disk: Disk { state }, run: None }
     }

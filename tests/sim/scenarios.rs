@@ -103,7 +103,10 @@ fn f_20_a_peer_that_restarted_is_reached_again_by_its_hint() {
         frames.iter().any(|frame| sim.arrived(*frame, ben))
     });
     assert_eq!(sim.hints_believed, before + 1);
-    println!("F-20: reachable again {:?} after the first frame, {took:?} after the hint; round trip {rtt:?}", sim.now() - start);
+    println!(
+        "F-20: reachable again {:?} after the first frame, {took:?} after the hint; round trip {rtt:?}",
+        sim.now() - start
+    );
     assert!(sim.now() - start < 3 * rtt);
 }
 
@@ -144,7 +147,10 @@ fn f_01_f_02_a_crash_of_the_server_loses_no_direct_frame_and_its_clients_are_bac
     });
     talk(&mut sim, 5);
     let lost = frames.iter().filter(|(number, to)| !sim.arrived(*number, *to)).count();
-    println!("F-01, F-02: {} frames sent, {lost} lost; 20 clients attached again {took:?} after the restart", frames.len());
+    println!(
+        "F-01, F-02: {} frames sent, {lost} lost; 20 clients attached again {took:?} after the restart",
+        frames.len()
+    );
     assert_eq!(lost, 0);
     assert!(sim.is_settled());
 }
@@ -292,12 +298,7 @@ fn an_enrolment_whose_answer_is_lost_or_repeated_is_not_taken_for_a_refusal() {
     for seed in 0..60 {
         let mut sim = Sim::new(1200 + seed);
         sim.server.open = false;
-        sim.net.wan = Quality {
-            loss: 0.4,
-            duplication: 0.4,
-            reordering: 0.4,
-            jitter: Duration::from_millis(20),
-        };
+        sim.net.wan = Quality { loss: 0.4, duplication: 0.4, reordering: 0.4, jitter: Duration::from_millis(20) };
         sim.start_server();
         let token = sim.invite(Some(1));
         let anna = sim.add_client("anna", None, Some(token), Duration::from_millis(10));
@@ -310,7 +311,8 @@ fn an_enrolment_whose_answer_is_lost_or_repeated_is_not_taken_for_a_refusal() {
 #[test]
 fn c_04_lost_and_reordered_deltas_are_made_good_within_a_second() {
     let mut sim = Sim::new(13);
-    let members: Vec<_> = (0..10).map(|number| sim.add_client(&format!("c{number}"), None, None, Duration::from_millis(10))).collect();
+    let members: Vec<_> =
+        (0..10).map(|number| sim.add_client(&format!("c{number}"), None, None, Duration::from_millis(10))).collect();
     sim.start();
     let late = [sim.public(["dora"]), sim.public(["emil"]), sim.public(["fred"])].concat();
     // All that the server says to c0 is lost, then all is reordered.
@@ -357,7 +359,8 @@ fn keys_are_renewed_after_two_minutes_and_no_frame_is_lost() {
         frames.push((sim.send(anna, ben), ben));
         frames.push((sim.send(ben, anna), anna));
         sim.run_for(Duration::from_millis(100));
-        sessions.extend(sim.peer(anna, ben).and_then(|peer| peer.session.as_ref()).map(|session| session.local_index.0));
+        sessions
+            .extend(sim.peer(anna, ben).and_then(|peer| peer.session.as_ref()).map(|session| session.local_index.0));
     }
     let lost = frames.iter().filter(|(number, to)| !sim.arrived(*number, *to)).count();
     println!("{} frames over 400 s and {} sessions: {lost} lost", frames.len(), sessions.len());
@@ -456,7 +459,11 @@ fn a_client_whose_router_forgot_it_is_at_its_new_address_soon() {
 fn without_frames_the_network_falls_silent() {
     let mut sim = Sim::new(20);
     let wide_open = Nat { filtering: Filtering::None, ..Nat::HARD };
-    let homes = [sim.home(Nat::HOME, ["anna", "ben"]), sim.home(wide_open, ["carl", "dora"]), sim.home(wide_open, ["emil", "fred"])];
+    let homes = [
+        sim.home(Nat::HOME, ["anna", "ben"]),
+        sim.home(wide_open, ["carl", "dora"]),
+        sim.home(wide_open, ["emil", "fred"]),
+    ];
     let all = homes.concat();
     sim.start();
     for &one in &all {
@@ -473,7 +480,9 @@ fn without_frames_the_network_falls_silent() {
     let soon = rate(&mut sim, 60);
     sim.run_for(secs(360));
     let late = rate(&mut sim, 120);
-    println!("idle, six members all in touch: {soon:.2} datagrams per client and second, {late:.2} after seven minutes");
+    println!(
+        "idle, six members all in touch: {soon:.2} datagrams per client and second, {late:.2} after seven minutes"
+    );
     assert!(soon < 4.0, "{soon}");
     assert!(late < 0.3, "{late}");
 }
