@@ -300,6 +300,11 @@ impl Peers {
             self.outputs.push_back(Output::Ready(idx));
             return;
         }
+        if !self.map.get(&peer.key).is_some_and(|member| self.trust.holds(&member.certificate)) {
+            // Revoked or expired: nobody may answer in its name.
+            self.outputs.push_back(Output::Unreachable(idx));
+            return;
+        }
         if !peer.link.is_initiating() {
             peer.link.start(now);
             peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
@@ -387,10 +392,10 @@ impl Peers {
             peer.paths.prove(route, now);
         }
         peer.candidates = candidates;
+        self.outputs.push_back(Output::Changed);
         let has_session = peer.link.session().is_some();
         if has_session {
             self.take_candidates(idx, now);
-            self.outputs.push_back(Output::Changed);
         } else if self.peers[&idx].link.is_initiating() && !introduced {
             // The first initiation could not go by the relay; now it can.
             if let Some(peer) = self.peers.get_mut(&idx) {
@@ -628,8 +633,9 @@ impl Peers {
                 let Some(peer) = self.peers.get_mut(&idx) else { return };
                 // What the server observed stays; the peer knows its own interfaces best.
                 let observed: Vec<_> =
-                    peer.candidates.iter().copied().filter(|c| c.kind == CandidateKind::Observed).collect();
-                peer.candidates = observed.into_iter().chain(list).collect();
+                    peer.candidates.iter().copied().filter(|c| c.kind == CandidateKind::Observed).take(2).collect();
+                let list = list.into_iter().filter(|said| !observed.iter().any(|seen| seen.addr == said.addr));
+                peer.candidates = list.chain(observed.iter().copied()).take(CANDIDATES_MAX).collect();
                 self.take_candidates(idx, now);
             }
             Control::Revoke(object) => self.handle_revocation(&object, Some(idx), now),
