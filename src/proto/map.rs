@@ -89,6 +89,10 @@ impl MemberMap {
         trust: &mut Trust,
     ) -> Result<Vec<MapEvent>, Gap> {
         if reset {
+            // A first piece that comes again, late; a server that is behind us says so with its head.
+            if to <= self.version && head >= self.version {
+                return Ok(Vec::new());
+            }
             self.unnamed = Some(self.members.keys().copied().collect());
         } else if to <= self.version {
             return Ok(Vec::new());

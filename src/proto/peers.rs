@@ -48,6 +48,8 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 /// both NATs use a port per destination, each probe is seen from a new one and would make the next.
 const SIGHTINGS_MAX: u32 = 4;
 const SIGHTING_EVERY: Duration = Duration::from_secs(60);
+/// Ways one answer goes back at the most.
+const ANSWER_ROUTES_MAX: usize = 4;
 /// Direct addresses an initiation goes to besides the relay.
 const DIAL_MAX: usize = 6;
 
@@ -130,6 +132,13 @@ pub struct PeerDescription {
     pub meter: Arc<Meter>,
 }
 
+/// An answer, and every way it went: copies of one initiation come by several, and perhaps only one leads back.
+struct Answer {
+    freshness: (u64, u32),
+    datagram: Vec<u8>,
+    routes: Vec<Route>,
+}
+
 struct Peer {
     idx: PeerIdx,
     key: PublicKey,
@@ -138,8 +147,8 @@ struct Peer {
     channel: Option<crate::ids::ChannelToken>,
     lookup: Option<(Instant, Backoff)>,
     candidates: Vec<Candidate>,
-    /// Where the handshake that made the unconfirmed session came from.
-    handshake_via: Option<Route>,
+    /// Our answer to the newest initiation, until a session comes of it.
+    answer: Option<Answer>,
     answered: (Instant, u32),
     probing: bool,
     said_candidates: u32,
@@ -341,6 +350,11 @@ impl Peers {
             self.outputs.push_back(Output::Ready(idx));
             return;
         }
+        if !self.map.get(&peer.key).is_some_and(|member| self.trust.holds(&member.certificate)) {
+            // Revoked or expired: nobody may answer in its name.
+            self.outputs.push_back(Output::Unreachable(idx));
+            return;
+        }
         if !peer.link.is_initiating() {
             peer.link.start(now);
             peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
@@ -427,10 +441,10 @@ impl Peers {
             peer.paths.prove(route, now);
         }
         peer.candidates = candidates;
+        self.outputs.push_back(Output::Changed);
         let has_session = peer.link.session().is_some();
         if has_session {
             self.take_candidates(idx, now);
-            self.outputs.push_back(Output::Changed);
         } else if self.peers[&idx].link.is_initiating() && !introduced {
             // The first initiation could not go by the relay; now it can.
             if let Some(peer) = self.peers.get_mut(&idx) {
@@ -539,6 +553,16 @@ impl Peers {
         let idx = self.admit(&incoming.payload.certificate, &certificate, now)?;
         let index = self.fresh_index();
         let peer = self.peers.get_mut(&idx).ok_or(DropReason::UnknownPeer)?;
+        let freshness = (incoming.payload.boot, incoming.payload.sequence);
+        if let Some(answer) = peer.answer.as_mut().filter(|answer| answer.freshness == freshness) {
+            if answer.routes.len() >= ANSWER_ROUTES_MAX || answer.routes.contains(&via) {
+                return Err(DropReason::StaleHandshake);
+            }
+            answer.routes.push(via);
+            let datagram = answer.datagram.clone();
+            self.send(via, datagram);
+            return Ok(());
+        }
         if now.saturating_duration_since(peer.answered.0) >= Duration::from_secs(1) {
             peer.answered = (now, 0);
         }
@@ -547,7 +571,7 @@ impl Peers {
             return Err(DropReason::HandshakeFlood);
         }
         let (datagram, session) = peer.link.respond(&mut self.node, incoming, index, now)?;
-        peer.handshake_via = Some(via);
+        peer.answer = Some(Answer { freshness, datagram: datagram.clone(), routes: vec![via] });
         self.index_of.insert(session.local_index, idx);
         self.send(via, datagram);
         self.outputs.push_back(Output::Changed);
@@ -600,8 +624,12 @@ impl Peers {
         let Owner::Peer(idx) = session.owner else { return };
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if peer.link.confirm(session.local_index, now) {
-            // Our answer got there by the way it went; where the confirmation came from may be a one-way street.
-            let proven = peer.handshake_via.take().unwrap_or(via);
+            // Our answer got there by a way it went; where the confirmation came from may be a one-way street.
+            let answered = peer.answer.take().map(|answer| answer.routes).unwrap_or_default();
+            // Where it went several ways, the relay's is the one that leads back for certain.
+            let relayed = answered.iter().find(|route| !route.is_direct());
+            let back = answered.iter().find(|route| **route == via);
+            let proven = relayed.or(back).or(answered.first()).copied().unwrap_or(via);
             self.session_up(idx, proven, now);
             if proven != via {
                 self.seen_from(idx, via, now);
@@ -654,8 +682,9 @@ impl Peers {
                 let Some(peer) = self.peers.get_mut(&idx) else { return };
                 // What the server observed stays; the peer knows its own interfaces best.
                 let observed: Vec<_> =
-                    peer.candidates.iter().copied().filter(|c| c.kind == CandidateKind::Observed).collect();
-                peer.candidates = observed.into_iter().chain(list).collect();
+                    peer.candidates.iter().copied().filter(|c| c.kind == CandidateKind::Observed).take(2).collect();
+                let list = list.into_iter().filter(|said| !observed.iter().any(|seen| seen.addr == said.addr));
+                peer.candidates = list.chain(observed.iter().copied()).take(CANDIDATES_MAX).collect();
                 self.take_candidates(idx, now);
             }
             Control::Revoke(object) => self.handle_revocation(&object, Some(idx), now),
@@ -733,7 +762,7 @@ impl Peers {
 
     fn session_up(&mut self, idx: PeerIdx, via: Route, now: Instant) {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
-        peer.handshake_via = None;
+        peer.answer = None;
         peer.lookup = peer.lookup.take().filter(|_| peer.channel.is_none());
         let before = peer.paths.active();
         // The channel it came by is newer than the one we know, if that is another: the server may have restarted.
@@ -980,7 +1009,7 @@ impl Peers {
             channel: None,
             lookup: None,
             candidates: Vec::new(),
-            handshake_via: None,
+            answer: None,
             answered: (now, 0),
             probing: false,
             said_candidates: 0,
