@@ -563,11 +563,25 @@ impl ServerLink {
                     self.refusals += 1;
                     if self.refusals >= REFUSALS_BELIEVED {
                         self.refusals = 0;
-                        self.outputs.push_back(Output::Refused(Refusal::NotAMember));
+                        if self.join.is_some() && !self.leased {
+                            self.enrol_anew(now);
+                        } else {
+                            self.outputs.push_back(Output::Refused(Refusal::NotAMember));
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// The server has forgotten us since the last start, or never gave us a lease, and there is an invitation: first
+    /// contact again. Not after a lease in this life, for then somebody has just removed us.
+    fn enrol_anew(&mut self, now: Instant) {
+        self.link = None;
+        self.pinned = None;
+        self.node.certificate = [0; CERT_LEN];
+        self.enrol_at = Some(now);
+        self.outputs.push_back(Output::SessionsChanged);
     }
 
     /// Control messages of an authentic datagram, opened.
