@@ -65,14 +65,15 @@ impl ServerLink {
         let saved = SavedNetwork::load(&shared.state).ok().flatten();
         let pinned = saved.as_ref().and_then(SavedNetwork::pinned);
         let line = shared.config.join.as_ref();
-        // A line for another server means another network; one for the pinned server is only a list of addresses.
+        // A line for another server means another network; one for the pinned server is a list of addresses, and an
+        // invitation in case the server does not know us any more.
         let joining = line.filter(|line| {
             pinned.is_none_or(|pinned| crate::wire::join::fingerprint(&pinned.server) != line.fingerprint)
         });
         let pinned = pinned.filter(|_| joining.is_none());
         let network = pinned.map_or(crate::ids::NetworkId(0), |pinned| pinned.network);
         let node = shared.node(network);
-        let contact = joining.map(|line| join(line.fingerprint, line.token.as_ref()));
+        let contact = line.map(|line| join(line.fingerprint, line.token.as_ref()));
         let mut core = Core::new(node, shared.config.name.clone(), pinned, contact, now, seed());
         if pinned.is_some()
             && let Some((certificate, _)) = saved.as_ref().and_then(SavedNetwork::lease)

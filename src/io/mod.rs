@@ -5,6 +5,7 @@ pub mod files;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod packet;
 pub mod signals;
 pub mod store;
 pub mod tap;

@@ -172,7 +172,8 @@ struct Member {
 enum Pending {
     Grant { key: PublicKey, session: Arc<Session>, is_new: bool },
     Reply { request: u64, reply: Reply },
-    Kick { request: u64, key: PublicKey, revocation: Vec<u8> },
+    /// `released` is what the member hears once it is true, if it was its own wish.
+    Kick { request: u64, key: PublicKey, revocation: Vec<u8>, released: Option<(Endpoint, Vec<u8>)> },
     Nothing,
 }
 
@@ -682,10 +683,13 @@ impl Coordinator {
     }
 
     fn release(&mut self, key: &PublicKey, session: &Arc<Session>, from: Endpoint, now: Instant) {
-        if let Ok(datagram) = session.seal_control(&Control::LeaseReleased.to_bytes()) {
-            self.send(from, datagram);
+        // A release is asked for again until it is answered; once is enough.
+        if self.pending.values().any(|pending| matches!(pending, Pending::Kick { key: leaving, .. } if leaving == key))
+        {
+            return;
         }
-        self.remove(key, None, now);
+        let answer = session.seal_control(&Control::LeaseReleased.to_bytes()).ok();
+        self.remove(key, None, answer.map(|datagram| (from, datagram)), now);
     }
 
     fn map_have(&mut self, key: &PublicKey, from: Endpoint, version: u64, now: Instant) {
@@ -841,7 +845,7 @@ impl Coordinator {
             .find(|(_, member)| member.record.as_ref().is_some_and(|record| record.name == name))
             .map(|(key, _)| *key);
         match found {
-            Some(key) => self.remove(&key, Some(request), now),
+            Some(key) => self.remove(&key, Some(request), None, now),
             None => {
                 let text = format!("there is no member named {name:?}; `eps-actor members` lists them");
                 self.outputs.push_back(Output::Reply { request, reply: Reply::Failed(text) });
@@ -849,7 +853,13 @@ impl Coordinator {
         }
     }
 
-    fn remove(&mut self, key: &PublicKey, request: Option<u64>, _now: Instant) {
+    fn remove(
+        &mut self,
+        key: &PublicKey,
+        request: Option<u64>,
+        released: Option<(Endpoint, Vec<u8>)>,
+        _now: Instant,
+    ) {
         let Some(record) = self.members.get(key).and_then(|member| member.record.clone()) else { return };
         if let Some(member) = self.members.get_mut(key)
             && std::mem::replace(&mut member.is_leaving, true)
@@ -867,7 +877,8 @@ impl Coordinator {
             StoreOp::PutRevoked(RevokedRecord { serial: record.serial, epoch: self.network.epoch }),
             StoreOp::PutNetwork(self.network),
         ];
-        self.store(ops, Pending::Kick { request: request.unwrap_or(u64::MAX), key: *key, revocation });
+        let request = request.unwrap_or(u64::MAX);
+        self.store(ops, Pending::Kick { request, key: *key, revocation, released });
     }
 
     fn removed(&mut self, key: &PublicKey, revocation: Vec<u8>, now: Instant) {
@@ -931,7 +942,10 @@ impl Coordinator {
                 self.refuse(&key, &session, &name.unwrap_or_default(), RefusalCode::Store, text);
             }
             (Pending::Reply { request, reply }, Ok(())) => self.outputs.push_back(Output::Reply { request, reply }),
-            (Pending::Kick { request, key, revocation }, Ok(())) => {
+            (Pending::Kick { request, key, revocation, released }, Ok(())) => {
+                if let Some((to, datagram)) = released {
+                    self.send(to, datagram);
+                }
                 self.removed(&key, revocation, now);
                 self.outputs.push_back(Output::Reply { request, reply: Reply::Done });
             }

@@ -574,8 +574,9 @@ impl ServerLink {
         }
     }
 
-    /// The server does not know us. When it never gave us a lease, it stopped between our enrolment and the lease, and
-    /// the invitation is still good.
+    /// The server does not know us. With an invitation and no lease in this life, first contact is made again: it
+    /// stopped between our enrolment and the lease, or removed us before this start. After a lease in this life somebody
+    /// has just removed us.
     fn not_a_member(&mut self, now: Instant) {
         if self.leased || self.join.is_none() {
             self.outputs.push_back(Output::Refused(Refusal::NotAMember));
@@ -585,6 +586,7 @@ impl ServerLink {
             link.close();
         }
         (self.link, self.pinned, self.enrolment) = (None, None, None);
+        self.node.certificate = [0; CERT_LEN];
         (self.keepalive_at, self.request_at) = (None, None);
         self.enrol_at = Some(now);
         self.outputs.push_back(Output::SessionsChanged);

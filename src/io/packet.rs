@@ -1,0 +1,164 @@
+//! Frames of an interface as they are, for captures and for tests that must see every byte (packet(7)).
+//!
+//! A VLAN tag that the kernel keeps beside a frame is put back into it.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::os::fd::AsRawFd;
+use std::ptr;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+/// A raw socket on one interface.
+#[derive(Debug)]
+pub struct PacketSocket(Socket);
+
+/// A frame that passed the interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    pub frame: Vec<u8>,
+    /// This machine sent it.
+    pub outgoing: bool,
+}
+
+/// A super-frame of 64 KiB and its headers.
+const FRAME_MAX: usize = (64 << 10) + 256;
+/// A capture must survive bursts, and whoever captures is root.
+const RECEIVE_BUFFER: libc::c_int = 32 << 20;
+
+impl PacketSocket {
+    /// Opens a socket on an interface of the calling thread's namespace. It sees what passes from then on.
+    pub fn open(ifname: &str) -> io::Result<Self> {
+        let name = CString::new(ifname).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: the name is a C string.
+        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+        if index == 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Without a protocol it hears nothing, so nothing of other interfaces comes before the bind.
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)?;
+        set_option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
+        // SAFETY: the storage is zeroed, larger than a sockaddr_ll and aligned for any address.
+        let ((), address) = unsafe {
+            SockAddr::try_init(|storage, length| {
+                let address = storage.cast::<libc::sockaddr_ll>();
+                (*address).sll_family = libc::AF_PACKET as libc::sa_family_t;
+                (*address).sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+                (*address).sll_ifindex = index as libc::c_int;
+                *length = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+                Ok(())
+            })
+        }?;
+        socket.bind(&address)?;
+        Ok(Self(socket))
+    }
+
+    /// Sends a frame from destination address to the end of the payload.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.0.send(frame).map(drop)
+    }
+
+    /// The next frame; `None` if none came within `timeout`.
+    pub fn recv(&self, timeout: Duration) -> io::Result<Option<Captured>> {
+        self.0.set_read_timeout(Some(timeout.max(Duration::from_micros(1))))?;
+        let mut frame = vec![0; FRAME_MAX];
+        let mut control = [0_u64; 16];
+        let mut sender = MaybeUninit::<libc::sockaddr_ll>::zeroed();
+        let mut part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
+        // SAFETY: all its fields are numbers and pointers, for which zero is a value.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_name = sender.as_mut_ptr().cast();
+        message.msg_namelen = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = mem::size_of_val(&control);
+        // SAFETY: every pointer in `message` is to memory of ours of the length beside it, which outlives the call.
+        let count = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut message, 0) };
+        if count < 0 {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+                _ => Err(error),
+            };
+        }
+        frame.truncate(count as usize);
+        if let Some(tag) = vlan_tag(&message)
+            && frame.len() >= 12
+        {
+            frame.splice(12..12, tag);
+        }
+        // SAFETY: zeroed at first, which is a value of it, and the kernel has filled it since.
+        let sender = unsafe { sender.assume_init() };
+        Ok(Some(Captured { frame, outgoing: sender.sll_pkttype == libc::PACKET_OUTGOING }))
+    }
+}
+
+/// The tag beside a frame that `recvmsg` has filled in.
+fn vlan_tag(message: &libc::msghdr) -> Option<[u8; 4]> {
+    // SAFETY: the kernel wrote the control messages and their whole length, and the CMSG functions stay within it.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !next.is_null() {
+        // SAFETY: not null, so it points at a header within the control buffer, which is aligned for it.
+        let header = unsafe { *next };
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
+            // SAFETY: a message of this type carries a tpacket_auxdata, perhaps not aligned for one.
+            let data = unsafe { ptr::read_unaligned(libc::CMSG_DATA(next).cast::<libc::tpacket_auxdata>()) };
+            if data.tp_status & libc::TP_STATUS_VLAN_VALID != 0 {
+                let [a, b] = data.tp_vlan_tpid.to_be_bytes();
+                let [c, d] = data.tp_vlan_tci.to_be_bytes();
+                return Some([a, b, c, d]);
+            }
+        }
+        // SAFETY: as for the first header.
+        next = unsafe { libc::CMSG_NXTHDR(message, next) };
+    }
+    None
+}
+
+fn set_option(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let length = mem::size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the pointer is to an int that outlives the call, and the length is its length.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::netns::{Netns, can_make_networks};
+    use super::*;
+
+    #[test]
+    fn frames_come_as_they_were_sent_tags_included() {
+        if !can_make_networks() {
+            return;
+        }
+        let [one, two] = std::array::from_fn(|_| Netns::new().expect("a namespace"));
+        Netns::connect((&one, "eth0", ""), (&two, "eth0", "")).expect("a cable");
+        let from = one.run(|| PacketSocket::open("eth0")).expect("a socket");
+        let to = two.run(|| PacketSocket::open("eth0")).expect("a socket");
+        let tagged = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1, 0x81, 0, 0, 7, 0x88, 0xb5], &[9; 40]].concat();
+        from.send(&tagged).expect("sent");
+        let start = std::time::Instant::now();
+        while start.elapsed() < Duration::from_secs(3) {
+            match to.recv(Duration::from_secs(1)).expect("received") {
+                Some(captured) if captured.frame == tagged => {
+                    assert!(!captured.outgoing);
+                    return;
+                }
+                Some(_) | None => {}
+            }
+        }
+        panic!("the frame did not come");
+    }
+
+    #[test]
+    fn a_missing_interface_is_an_error() {
+        assert!(PacketSocket::open("none-such").is_err());
+    }
+}
