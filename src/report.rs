@@ -4,6 +4,7 @@
 //! restarted. Unknown is null, never 0; counters only grow; times are seconds.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,7 +21,7 @@ use crate::actors::stats::Stats;
 use crate::actors::supervisor::{ActorStatus, Supervisor};
 use crate::config::{Expiry, right_names};
 use crate::counters::{Counters, DropReason};
-use crate::io::netlink::default_source;
+use crate::io::netlink::{Netlink, default_source};
 use crate::messages::coordinator::{Invite, Kick, NetworkDescription};
 use crate::messages::server_link::Release;
 use crate::messages::stats::TakeSnapshot;
@@ -153,25 +154,35 @@ async fn invite(
     let (reply, told) = smol::channel::bounded(1);
     cast(coordinator, Invite { expires_unix, uses: (!reusable).then_some(1), reply });
     match order(told).await? {
-        Reply::Invited(token) => Ok((join_line(shared, Some(Token::new(token))), expires_unix)),
+        Reply::Invited(token) => Ok((join_line(shared, Some(Token::new(token))).await, expires_unix)),
         Reply::Failed(why) => Err(why),
         Reply::Done => Err("the coordinator made no invitation".into()),
     }
 }
 
 /// The line a client joins with. Where nobody said under which name the server is known, its address towards the
-/// default route has to do.
-fn join_line(shared: &ServerShared, token: Option<Token>) -> String {
+/// default route has to do, or else any that is not this machine's alone.
+async fn join_line(shared: &ServerShared, token: Option<Token>) -> String {
     let config = &shared.config;
     let mut hosts = config.advertise.clone();
     if hosts.is_empty() {
         let listening = config.listen.iter().find(|ip| !ip.is_unspecified()).map(ToString::to_string);
-        let host = listening
-            .or_else(|| default_source().map(|ip| ip.to_string()))
-            .unwrap_or_else(|| std::net::Ipv4Addr::LOCALHOST.to_string());
+        let host = match listening.or_else(|| default_source().map(|ip| ip.to_string())) {
+            Some(host) => host,
+            None => some_address().await.unwrap_or(Ipv4Addr::LOCALHOST).to_string(),
+        };
         hosts.push(HostPort { host, port: config.port });
     }
     JoinLine { hosts, fingerprint: fingerprint(&server_key(shared)), token }.to_string()
+}
+
+/// An IPv4 address of this machine that others may be able to reach.
+async fn some_address() -> Option<Ipv4Addr> {
+    let addresses = Netlink::open().ok()?.addresses().await.ok()?;
+    addresses.into_iter().find_map(|address| match address.addr {
+        IpAddr::V4(ip) if address.is_up() && address.is_usable() && !address.is_loopback() => Some(ip),
+        _ => None,
+    })
 }
 
 fn server_key(shared: &ServerShared) -> crate::ids::PublicKey {
@@ -200,7 +211,7 @@ pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator
         description.members.len() as u64 + description.lease_free
     );
     if config.open {
-        println!("anybody may join with:\n\n    eps-actor client --join {}\n", join_line(&shared, None));
+        println!("anybody may join with:\n\n    eps-actor client --join {}\n", join_line(&shared, None).await);
     } else if description.members.is_empty() {
         match invite(&shared, &coordinator, config.invite_expiry, false).await {
             Ok((line, _)) => {

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use smol::channel::Sender;
 use xtra::{Actor, Address, Context, Handler, Mailbox};
 
-use super::client::{Ending, EventLog};
+use super::client::{Ending, EventLog, unix_time};
 use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason, call};
 use super::store::Store;
@@ -22,6 +22,7 @@ use crate::io::uplinks::Uplinks;
 use crate::messages::coordinator::{Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Published, Stored};
 use crate::messages::relay::{Bind, Place};
 use crate::messages::store::{Apply, Load};
+use crate::proto::clock::ClockWatch;
 use crate::proto::coordinator::{Coordinator as Core, Event, Output, Reply, Settings};
 use crate::proto::crypto::{Secret32, Signer, Suites, blake2s};
 use crate::proto::lease::{Order, Pool, PoolConfig, PoolError};
@@ -78,6 +79,7 @@ pub struct Coordinator {
     channels: u64,
     held: Vec<(u64, Endpoint, Vec<u8>)>,
     refresh_at: Instant,
+    clock: ClockWatch,
     changed: bool,
     goodbye: bool,
 }
@@ -117,6 +119,7 @@ impl Coordinator {
             channels: 0,
             held: Vec::new(),
             refresh_at: Instant::now(),
+            clock: ClockWatch::default(),
             changed: false,
             goodbye: false,
         }
@@ -150,7 +153,7 @@ impl Coordinator {
         let (secret, seed) = &self.shared.secrets;
         let identity = Identity::from_secret(secret.clone());
         let node = Node::new(identity, network.id, no_psk(), Suites::of_this_machine(), network.boots);
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let unix = unix_time().as_secs();
         let parts = (node, Signer::from_seed(seed), pool, settings);
         Ok(Core::new(parts, network, stored, (Instant::now(), unix), super::client::seed()))
     }
@@ -295,6 +298,9 @@ impl Service for Coordinator {
         }
         if now >= self.refresh_at {
             self.refresh_at = now + REFRESH;
+            if let Some(jump) = self.clock.look(now, unix_time()) {
+                self.shared.events.say(jump.to_string());
+            }
             self.changed = true;
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use xtra::{Actor, Context, Handler};
 
-use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed};
+use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed, unix_time};
 use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::{DropReason, add};
@@ -21,6 +21,7 @@ use crate::messages::peer_table::{
     Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
 };
 use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
+use crate::proto::clock::ClockWatch;
 use crate::proto::crypto::Trust;
 use crate::proto::map::MemberMap;
 use crate::proto::peers::{Event, Output, PeerState, Peers, credentials};
@@ -51,6 +52,7 @@ pub struct PeerTable {
     batch: SendBatch,
     changed: bool,
     refresh_at: Instant,
+    clock: ClockWatch,
     stats_at: Instant,
     saving: Option<smol::Task<()>>,
     goodbye: bool,
@@ -69,6 +71,7 @@ impl PeerTable {
             batch,
             changed: true,
             refresh_at: now,
+            clock: ClockWatch::default(),
             stats_at: now + REFRESH,
             saving: None,
             goodbye: false,
@@ -291,6 +294,9 @@ impl Service for PeerTable {
         }
         if now >= self.refresh_at {
             self.refresh_at = now + REFRESH;
+            if let Some(jump) = self.clock.look(now, unix_time()) {
+                self.shared.events.say(jump.to_string());
+            }
             if let Some(core) = &self.core {
                 self.shared.peers.store(Arc::new(core.describe()));
             }

@@ -15,7 +15,7 @@ use super::client::Ending;
 use super::datapath::Egress;
 use super::ext::{Service, StopReason};
 use crate::counters::Counters;
-use crate::io::netlink::{Netlink, NetlinkError};
+use crate::io::netlink::{Netlink, NetlinkError, keep_addresses};
 use crate::io::tap::{Tap, TapConfig, TapError};
 use crate::io::tap_slot::TapSlot;
 use crate::messages::tap_reader::Configure;
@@ -169,6 +169,10 @@ async fn set_up(tap: &Tap, lease: &Certificate) -> Result<(), NetlinkError> {
     netlink.add_address(tap.ifindex(), lease.ip4.into(), lease.prefix4).await?;
     netlink.set_up(tap.ifindex()).await?;
     if let Some(ip6) = lease.ip6 {
+        // Else the kernel takes the address away when somebody sets the device down and up.
+        if let Err(error) = keep_addresses(tap.name()) {
+            log::debug!("{}: its IPv6 address will not outlive the device being down: {error}", tap.name());
+        }
         // A machine without IPv6 still has a network.
         if let Err(error) = netlink.add_address(tap.ifindex(), ip6.into(), lease.prefix6).await {
             log::warn!("{}: no IPv6 address: {error}", tap.name());

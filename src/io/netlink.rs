@@ -297,6 +297,11 @@ impl Netlink {
     }
 }
 
+/// Lets an interface keep its IPv6 addresses while it is down, in the calling thread's namespace. IPv4 keeps them anyway.
+pub fn keep_addresses(ifname: &str) -> io::Result<()> {
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{ifname}/keep_addr_on_down"), "1")
+}
+
 /// The local address that a datagram to `to` would have as its source, or `None` if there is no route.
 ///
 /// Nothing is sent. Asks in the calling thread's network namespace.

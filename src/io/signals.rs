@@ -36,12 +36,21 @@ pub async fn stop_signal() -> io::Result<&'static str> {
 
 /// Sends SIGTERM to a child process, unless it has ended.
 pub fn terminate(child: &mut Child) -> io::Result<()> {
+    send(child, libc::SIGTERM)
+}
+
+/// Sends SIGINT to a child process, unless it has ended.
+pub fn interrupt(child: &mut Child) -> io::Result<()> {
+    send(child, libc::SIGINT)
+}
+
+fn send(child: &mut Child, signal: libc::c_int) -> io::Result<()> {
     if child.try_wait()?.is_some() {
         return Ok(());
     }
     let id = child.id().cast_signed();
     // SAFETY: no pointers; the id is that of our child, since nobody has waited for it yet.
-    match unsafe { libc::kill(id, libc::SIGTERM) } {
+    match unsafe { libc::kill(id, signal) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -2,6 +2,7 @@
 pub mod admission;
 pub mod backoff;
 pub mod changes;
+pub mod clock;
 pub mod cookie;
 pub mod coordinator;
 pub mod crypto;

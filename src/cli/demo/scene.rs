@@ -32,7 +32,7 @@ use crate::config::Role;
 use crate::io::control_socket::{ControlError, request};
 use crate::io::netns::{Lan, Netns, lan, ping_once};
 use crate::io::nft::masquerade;
-use crate::io::signals::terminate;
+use crate::io::signals;
 use crate::scaled::Seconds;
 
 /// The internet of [`Underlay`] with a server and three clients, none of them started.
@@ -389,7 +389,15 @@ impl Node {
     /// Sends SIGTERM, where the program runs, and does not wait.
     pub fn terminate(&self) -> Result<()> {
         match self.child().as_mut() {
-            Some(child) => terminate(child).with_context(|| format!("cannot stop {}", self.name)),
+            Some(child) => signals::terminate(child).with_context(|| format!("cannot stop {}", self.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends SIGINT, where the program runs, and does not wait.
+    pub fn interrupt(&self) -> Result<()> {
+        match self.child().as_mut() {
+            Some(child) => signals::interrupt(child).with_context(|| format!("cannot stop {}", self.name)),
             None => Ok(()),
         }
     }
@@ -399,7 +407,7 @@ impl Node {
     pub fn stop(&self) -> Result<Option<Stopped>> {
         let Some(mut child) = self.child().take() else { return Ok(None) };
         let start = Instant::now();
-        terminate(&mut child).with_context(|| format!("cannot stop {}", self.name))?;
+        signals::terminate(&mut child).with_context(|| format!("cannot stop {}", self.name))?;
         // Not wait_until: an interrupt is why most stops happen.
         let status = loop {
             if let Some(status) = child.try_wait()? {

@@ -1,0 +1,16 @@
+//! The real program in namespaces, and what is done to it: processes killed, devices deleted, clocks moved, actors made
+//! to panic. Each test begins with the number of its criterion and prints its figure.
+//!
+//! `EPS_LONG=1` runs them at the lengths of the criteria; the default form is shorter.
+
+#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a load has a pace, and figures are printed")]
+
+mod clock;
+mod device;
+mod leases;
+mod load;
+mod panics;
+mod process;
+mod server;
+mod stage;
+mod start;

@@ -1,0 +1,165 @@
+//! What the tests have in common: a scene whose clients know each other, and ways to look at it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use eps_actor::cli::demo::scene::{Node, Reached, Scene, wait_until};
+use eps_actor::io::control_socket::request;
+use serde_json::{Value, json};
+
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_eps-actor");
+/// For what has no limit of its own, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(10);
+
+static STAGES: RwLock<()> = RwLock::new(());
+
+/// Held by tests that may run beside others.
+pub fn shared() -> RwLockReadGuard<'static, ()> {
+    STAGES.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by tests that measure milliseconds: they want the machine for themselves.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    STAGES.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `EPS_LONG=1` runs every test at the length that the criterion names.
+pub fn is_long() -> bool {
+    std::env::var_os("EPS_LONG").is_some_and(|value| value == "1")
+}
+
+/// A time that is shorter in the default form.
+pub fn length(short: u64, long: u64) -> Duration {
+    Duration::from_secs(if is_long() { long } else { short })
+}
+
+/// A server and three clients, each with a direct path to each other.
+pub struct Stage {
+    pub scene: Scene,
+    pub ada: IpAddr,
+    pub bob: IpAddr,
+    pub cleo: IpAddr,
+}
+
+impl Stage {
+    pub fn new() -> Result<Self> {
+        let scene = Scene::new(PROGRAM)?;
+        let join = scene.start_server(&[])?;
+        for node in scene.clients() {
+            node.start(&["--join", &join])?;
+        }
+        let [ada, bob, cleo] = [&scene.ada, &scene.bob, &scene.cleo].map(|node| node.wait_for_address(SOON));
+        let stage = Self { ada: ada?, bob: bob?, cleo: cleo?, scene };
+        stage.mesh()?;
+        Ok(stage)
+    }
+
+    /// Every client with its address in the network.
+    pub fn clients(&self) -> [(&Node, IpAddr); 3] {
+        [(&self.scene.ada, self.ada), (&self.scene.bob, self.bob), (&self.scene.cleo, self.cleo)]
+    }
+
+    /// Waits until every pair has a direct path.
+    pub fn mesh(&self) -> Result<()> {
+        for (one, _) in self.clients() {
+            for (other, address) in self.clients() {
+                if one.name != other.name {
+                    reach(one, other, address)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if thread::panicking() || std::env::var_os("EPS_LOGS").is_some() {
+            for node in self.scene.nodes() {
+                println!("--- the log of {}\n{}", node.name, node.log_tail(40).join("\n"));
+            }
+        }
+    }
+}
+
+/// Pings until there is an answer and a direct path.
+pub fn reach(one: &Node, other: &Node, address: IpAddr) -> Result<()> {
+    wait_until(SOON, &format!("a direct path from {} to {}", one.name, other.name), || {
+        let answered = one.ping(address, Duration::from_secs(1)).is_some();
+        Ok((answered && matches!(one.path_to(&other.name)?, Reached::Direct(_))).then_some(()))
+    })
+}
+
+/// Looks every millisecond and tells how long it took from `start`.
+pub fn until<T>(start: Instant, limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> (T, Duration) {
+    loop {
+        if let Some(value) = look() {
+            return (value, start.elapsed());
+        }
+        assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The status as JSON; `None` if nobody answers.
+pub fn status(node: &Node) -> Option<Value> {
+    request(node.control_path(), &json!({"command": "status"}), Duration::from_secs(3)).ok()
+}
+
+pub fn counter(node: &Node, name: &str) -> u64 {
+    let status = status(node).unwrap_or_else(|| panic!("{} does not answer", node.name));
+    status["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
+}
+
+/// How long the session of a client with a peer has been used.
+pub fn session_age(node: &Node, peer: &str) -> f64 {
+    let status = node.client_status().expect("a status");
+    let age = status.peer(peer).and_then(|peer| peer.session_age_seconds);
+    age.unwrap_or_else(|| panic!("{} has no session with {peer}", node.name))
+}
+
+/// Name, addresses and MAC of every member, as the server lists them.
+pub fn leases(server: &Node) -> Vec<[String; 4]> {
+    let status = status(server).expect("the server's status");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let rows = status["leases"].as_array().expect("leases").iter();
+    let mut rows: Vec<_> = rows.map(|row| ["name", "address", "address6", "mac"].map(|key| text(&row[key]))).collect();
+    rows.sort();
+    rows
+}
+
+/// The certificate that a client has on disk.
+pub fn certificate(state: &Path) -> String {
+    let bytes = std::fs::read(state.join("network.json")).expect("network.json");
+    let saved: Value = serde_json::from_slice(&bytes).expect("JSON");
+    saved["certificate"].as_str().expect("a certificate").to_owned()
+}
+
+/// Whether anything of the network is left in a node's namespace: a device, an address, a route.
+pub fn remains(node: &Node, address: IpAddr) -> Option<String> {
+    let netlink = node.ns.netlink().expect("netlink");
+    smol::block_on(async {
+        if netlink.link_index("eps0").await.is_ok() {
+            return Some("the device".to_owned());
+        }
+        let addresses = netlink.addresses().await.expect("addresses");
+        if addresses.iter().any(|entry| entry.addr == address) {
+            return Some(format!("the address {address}"));
+        }
+        let routes = netlink.routes().await.expect("routes");
+        let left = routes.iter().find(|route| route.dst.prefix_len() > 0 && route.dst.contains(&address));
+        left.map(|route| format!("the route {}", route.dst))
+    })
+}
+
+/// Milliseconds for a figure.
+pub fn ms(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1e3)
+}
+
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
