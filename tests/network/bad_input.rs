@@ -29,7 +29,7 @@ fn a_server_that_cannot_start_says_why_in_one_line_and_touches_nothing() {
         finish_in(&world.server.ns, Command::new(BIN).args(args).current_dir(&dir))
     };
     let before = files(&world.server);
-    refused("port in use", &server(&["--state", &fresh]), 1, &["43439", "--port"]);
+    refused("port in use", &server(&["--state", &fresh]), 1, &["43439", "in use", "another port"]);
     assert!(!Path::new(&fresh).exists(), "nothing was made");
     refused("second server on one state", &server(&["--state", &state, "--port", "5000"]), 1, &["is in use by process"]);
     refused("pool too small", &server(&["--state", &fresh, "--network", "10.0.0.0/31"]), 2, &["--network", "/30"]);
@@ -111,7 +111,7 @@ fn a_client_that_cannot_start_says_why_in_one_line_and_touches_nothing() {
     refused("no join line", &newcomer("one", &[]), 1, &["in no network yet", "--join"]);
     let elsewhere = line.replace("198.51.100.1", "none.such.invalid");
     refused("unknown server name", &newcomer("two", &["--join", &elsewhere]), 1, &["none.such.invalid", "DNS"]);
-    refused("bad name", &newcomer("three", &["--join", &line, "--name", "-x y"]), 2, &["--name"]);
+    refused("bad name", &newcomer("three", &["--join", &line, "--name", "x y"]), 2, &["--name"]);
     assert_eq!(files(&ada), before);
 
     // Its own state still does.

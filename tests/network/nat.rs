@@ -8,7 +8,7 @@ use eps_actor::cli::demo::scene::{Node, Reached, wait_until};
 use eps_actor::config::Role;
 use eps_actor::io::netns::{Lan, Netns, can_make_networks};
 
-use crate::lab::{SOON, World, alone, has_program, join, node, run_in, state_of, until};
+use crate::lab::{SOON, World, alone, counters, has_program, join, node, run_in, state_of, until};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -71,7 +71,9 @@ fn connect(a: &Node, b: &Node, line: &str) -> (Duration, String, Duration) {
     // Nothing has been sent: no session yet.
     until("the pair to know each other", || state_of(a, &b.name) == "idle" && state_of(b, &a.name) == "idle");
     let start = Instant::now();
-    let answered = a.ping(to, SOON).unwrap_or_else(|| panic!("no answer\n{}", a.log()));
+    let answered = a.ping(to, SOON).unwrap_or_else(|| {
+        panic!("no answer\n{}\n{}\n{}\n{}", a.log(), counters(a), b.log(), counters(b));
+    });
     let first = a.path_to(&b.name).expect("a status");
     let direct = wait_until(SOON, "a direct path", || match a.path_to(&b.name)? {
         Reached::Direct(path) => Ok(Some(path)),
