@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Map, Value, json};
 use xtra::Address;
 
-use crate::actors::client::ClientShared;
+use crate::actors::client::{ClientShared, Ending};
 use crate::actors::coordinator::{Coordinator, ServerShared};
 use crate::actors::ext::{call, cast};
 use crate::actors::server_link::ServerLink;
@@ -51,13 +51,14 @@ pub fn answer_client(
             Some("leave") => {
                 let (tell, told) = smol::channel::bounded(1);
                 cast(&link, Release(tell));
-                let released = async { told.recv().await.map_err(|_| "the server link was restarted; try again".to_owned()) };
+                let released =
+                    async { told.recv().await.map_err(|_| "the server link was restarted; try again".to_owned()) };
                 within(released).await?;
                 for file in [crate::actors::client::NETWORK_FILE, crate::actors::client::MAP_FILE] {
-                    // Kept aside: the key stays, so that the same machine may come back.
-                    let _ = shared.state.set_aside(file);
+                    // The key stays, so that the same machine may come back.
+                    shared.state.remove(file).map_err(|error| error.to_string())?;
                 }
-                let _ = shared.fatal.try_send("the lease was given back; join again with a new invitation".into());
+                let _ = shared.end.try_send(Ending::Left);
                 Ok(json!({ "left": true }))
             }
             Some("inject_panic") => inject(&request, &supervisor),
@@ -84,7 +85,10 @@ pub fn answer_server(
             Some("invite") => {
                 let expiry = match &request["expires"] {
                     Value::Null => shared.config.invite_expiry,
-                    text => text.as_str().and_then(|text| text.parse().ok()).ok_or("expires: write a time like 24h, or never")?,
+                    text => text
+                        .as_str()
+                        .and_then(|text| text.parse().ok())
+                        .ok_or("expires: write a time like 24h, or never")?,
                 };
                 let reusable = request["reusable"].as_bool().unwrap_or(false);
                 let (line, expires_unix) = invite(&shared, &coordinator, expiry, reusable).await?;
@@ -188,12 +192,20 @@ async fn described(shared: &ServerShared) -> NetworkDescription {
 pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator>) {
     let description = described(&shared).await;
     let config = &shared.config;
-    println!("network {} on UDP and TCP port {}, {} of {} addresses leased", config.network, config.port, description.members.len(), description.members.len() as u64 + description.lease_free);
+    println!(
+        "network {} on UDP and TCP port {}, {} of {} addresses leased",
+        config.network,
+        config.port,
+        description.members.len(),
+        description.members.len() as u64 + description.lease_free
+    );
     if config.open {
         println!("anybody may join with:\n\n    eps-actor client --join {}\n", join_line(&shared, None));
     } else if description.members.is_empty() {
         match invite(&shared, &coordinator, config.invite_expiry, false).await {
-            Ok((line, _)) => println!("join with (once; `eps-actor invite` makes more):\n\n    eps-actor client --join {line}\n"),
+            Ok((line, _)) => {
+                println!("join with (once; `eps-actor invite` makes more):\n\n    eps-actor client --join {line}\n")
+            }
             Err(why) => log::warn!("no invitation could be made: {why}"),
         }
     } else {

@@ -269,6 +269,8 @@ pub struct SelfView {
     pub rights: u8,
     pub ip4: Option<std::net::Ipv4Addr>,
     pub ip6: Option<std::net::Ipv6Addr>,
+    /// The network's own prefixes: datagrams from addresses in them are its own, led back into it.
+    pub overlay: Vec<ipnet::IpNet>,
 }
 
 /// The conversation with the server, as the data path needs it.
@@ -288,4 +290,3 @@ pub struct ServerView {
 pub struct MemberView {
     pub sessions: Sessions,
 }
-

@@ -43,15 +43,25 @@ pub struct ClientShared {
     pub map_version: std::sync::atomic::AtomicU64,
     pub events: EventLog,
     pub started: Instant,
-    /// Ends the node with these words.
-    pub fatal: smol::channel::Sender<String>,
+    /// Ends the node.
+    pub end: smol::channel::Sender<Ending>,
+}
+
+/// Why a node ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// Something only the user can mend: what, and what to do.
+    Failed(String),
+    /// The lease was given back on request.
+    Left,
 }
 
 impl ClientShared {
     /// A node for a core: our key, and the freshness numbers all cores of this start share.
     pub fn node(&self, network: NetworkId) -> Node {
         let identity = Identity::from_secret(self.secret.clone());
-        Node::new(identity, network, no_psk(), Suites::of_this_machine(), self.boot).with_sequence(self.sequence.clone())
+        Node::new(identity, network, no_psk(), Suites::of_this_machine(), self.boot)
+            .with_sequence(self.sequence.clone())
     }
 }
 
@@ -113,7 +123,8 @@ impl SavedNetwork {
     /// Reads the file; a broken one is set aside and said so.
     pub fn load(state: &StateDir) -> Result<Option<Self>, FileError> {
         let Some(bytes) = state.read(NETWORK_FILE)? else { return Ok(None) };
-        match serde_json::from_slice::<Self>(&bytes).ok().filter(|saved| saved.format == 1 && saved.pinned().is_some()) {
+        match serde_json::from_slice::<Self>(&bytes).ok().filter(|saved| saved.format == 1 && saved.pinned().is_some())
+        {
             Some(saved) => Ok(Some(saved)),
             None => {
                 let aside = state.set_aside(NETWORK_FILE)?;

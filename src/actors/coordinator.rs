@@ -11,13 +11,15 @@ use arc_swap::ArcSwap;
 use smol::channel::Sender;
 use xtra::{Actor, Address, Context, Handler, Mailbox};
 
-use super::client::EventLog;
+use super::client::{Ending, EventLog};
+use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason, call};
 use super::store::Store;
 use crate::config::{Network6, ServerConfig};
-use crate::counters::Counters;
+use crate::counters::{Counters, add};
+use crate::ids::{Endpoint, NetworkId};
 use crate::io::uplinks::Uplinks;
-use crate::messages::coordinator::{Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Stored};
+use crate::messages::coordinator::{Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Published, Stored};
 use crate::messages::relay::{Bind, Place};
 use crate::messages::store::{Apply, Load};
 use crate::proto::coordinator::{Coordinator as Core, Event, Output, Reply, Settings};
@@ -26,13 +28,14 @@ use crate::proto::lease::{Order, Pool, PoolConfig, PoolError};
 use crate::proto::link::{Node, no_psk};
 use crate::proto::noise::Identity;
 use crate::proto::records::{NetworkRecord, StoreOp};
-use crate::ids::NetworkId;
 use crate::view::MemberView;
 use crate::wire::handshake::Hint;
 use crate::wire::header::Kind;
 
 /// How often what the status shows is renewed when nothing changes.
 const REFRESH: Duration = Duration::from_secs(1);
+/// Introductions that wait for their channel.
+const HELD_MAX: usize = 4096;
 /// How long the store may take to read everything.
 const LOAD_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -47,7 +50,7 @@ pub struct ServerShared {
     pub description: ArcSwap<Option<NetworkDescription>>,
     pub events: EventLog,
     pub started: Instant,
-    pub fatal: Sender<String>,
+    pub end: Sender<Ending>,
 }
 
 /// Whom the coordinator tells.
@@ -70,6 +73,10 @@ pub struct Coordinator {
     /// Casts that found the store's mailbox full; they go first next time.
     unsent: Vec<Apply>,
     next_request: u64,
+    /// The number of the last channel, and what waits until the sockets know it: an introduction that came before its
+    /// channel would lose the first datagram.
+    channels: u64,
+    held: Vec<(u64, Endpoint, Vec<u8>)>,
     refresh_at: Instant,
     changed: bool,
     goodbye: bool,
@@ -107,6 +114,8 @@ impl Coordinator {
             waiting: BTreeMap::new(),
             unsent: Vec::new(),
             next_request: 0,
+            channels: 0,
+            held: Vec::new(),
             refresh_at: Instant::now(),
             changed: false,
             goodbye: false,
@@ -117,7 +126,13 @@ impl Coordinator {
         let stored = call(&self.casts.store, Load, LOAD_DEADLINE).await.map_err(|error| error.to_string())??;
         let network = match stored.network {
             Some(network) => NetworkRecord { boots: network.boots + 1, ..network },
-            None => NetworkRecord { id: NetworkId(u64::from_le_bytes(super::client::seed()[..8].try_into().expect("eight bytes"))), version: 0, epoch: 1, next_serial: 1, boots: 1 },
+            None => NetworkRecord {
+                id: NetworkId(u64::from_le_bytes(super::client::seed()[..8].try_into().expect("eight bytes"))),
+                version: 0,
+                epoch: 1,
+                next_serial: 1,
+                boots: 1,
+            },
         };
         if !self.casts.apply.cast(Apply { id: u64::MAX, ops: vec![StoreOp::PutNetwork(network)] }) {
             return Err("the store is busy".into());
@@ -147,9 +162,15 @@ impl Coordinator {
         });
         let Some(core) = &mut self.core else { return };
         let (mut sessions_changed, mut sends) = (false, Vec::new());
+        let mut waits_for = None;
         while let Some(output) = core.poll_output() {
             match output {
-                Output::Send { to, datagram } => sends.push((to, datagram)),
+                Output::Send { to, datagram } => match waits_for {
+                    // Who asked asks again: what is too much may be lost.
+                    Some(number) if self.held.len() < HELD_MAX => self.held.push((number, to, datagram)),
+                    Some(_) => self.shared.counters.dropped(crate::counters::DropReason::MailboxFull),
+                    None => sends.push((to, datagram)),
+                },
                 Output::Store { id, ops } => {
                     if !self.unsent.is_empty() || !self.casts.apply.cast(Apply { id, ops: ops.clone() }) {
                         self.unsent.push(Apply { id, ops });
@@ -157,7 +178,10 @@ impl Coordinator {
                 }
                 Output::SessionsChanged => sessions_changed = true,
                 Output::Channel { one, other } => {
-                    self.casts.bind.cast(Bind { one, other });
+                    self.channels += 1;
+                    if self.casts.bind.cast(Bind { number: self.channels, one, other }) {
+                        waits_for = Some(self.channels);
+                    }
                 }
                 Output::Placed { member, endpoint } => {
                     self.casts.place.cast(Place { member, endpoint });
@@ -170,6 +194,9 @@ impl Coordinator {
                 }
                 Output::Event(event) => {
                     self.changed = true;
+                    if matches!(event, Event::Attached { .. }) {
+                        add(&self.shared.counters.handshakes_done, 1);
+                    }
                     self.shared.events.say(words(&event));
                 }
             }
@@ -180,6 +207,7 @@ impl Coordinator {
         }
         // Publish before sending: the answer may be there sooner than the next turn, and must find its session.
         for (to, datagram) in sends {
+            count_handshake(&self.shared.counters, &datagram);
             self.shared.uplinks.send(to, &datagram);
         }
         if std::mem::take(&mut self.changed) {
@@ -317,6 +345,21 @@ impl Handler<Stored> for Coordinator {
         if let Some(core) = &mut self.core {
             core.handle_stored(id, result, Instant::now());
         }
+    }
+}
+
+impl Handler<Published> for Coordinator {
+    type Return = ();
+
+    async fn handle(&mut self, Published(number): Published, _: &mut Context<Self>) {
+        let uplinks = &self.shared.uplinks;
+        self.held.retain(|(waits_for, to, datagram)| {
+            let known = *waits_for <= number;
+            if known {
+                uplinks.send(*to, datagram);
+            }
+            !known
+        });
     }
 }
 

@@ -31,9 +31,11 @@ use crate::wire::relay;
 
 use super::ext::Caster;
 
-
 /// Plaintext bytes that padding never exceeds: the frame of the default MTU with a VLAN tag.
 const PAD_LIMIT: usize = 1376 + 18;
+/// The longest frame that is sealed: the largest MTU there is, an Ethernet header and a VLAN tag. What is longer has no
+/// place in a UDP datagram.
+const FRAME_MAX: usize = 9000 + 18;
 /// HINTs one source (an IPv4 /24 or an IPv6 /64) is sent in a second.
 const HINTS_PER_SECOND: u32 = 10;
 /// Sources of HINTs remembered within a second.
@@ -64,6 +66,18 @@ fn seal_into(batch: &mut SendBatch, outlet: &Outlet, frame: &[u8]) -> Result<(),
     session.seal(Kind::Data, datagram, frame.len())?;
     batch.commit(route.endpoint, head + sealed);
     Ok(())
+}
+
+/// Counts a handshake datagram that is about to be sent.
+pub fn count_handshake(counters: &Counters, datagram: &[u8]) {
+    match Kind::of(datagram) {
+        Some(Kind::Init | Kind::Enrol1) => add(&counters.handshakes_sent, 1),
+        Some(Kind::Resp | Kind::Enrol2) => add(&counters.handshakes_answered, 1),
+        Some(
+            Kind::Data | Kind::Ctrl | Kind::Agg | Kind::Frag | Kind::Cookie | Kind::Hint | Kind::Relay | Kind::Enrol3,
+        )
+        | None => {}
+    }
 }
 
 /// Sends what was kept for a peer, now that there is a session.
@@ -133,6 +147,9 @@ impl Egress {
     }
 
     fn frame(&mut self, bytes: &[u8], scope: &EgressScope<'_>) -> Result<(), DropReason> {
+        if bytes.len() > FRAME_MAX {
+            return Err(DropReason::TooLong);
+        }
         let frame = FrameView::parse(bytes)?;
         let facts = scope.facts.as_ref().ok_or(DropReason::UnknownPeer)?;
         if guard::is_neighbour_traffic(&frame) && self.answer_at_the_tap(&frame, scope) {
@@ -141,15 +158,15 @@ impl Egress {
         match forward::egress(&frame, scope.fdb, facts) {
             forward::Egress::Unicast(idx) => {
                 let entry = scope.peers.peers.get(&idx).ok_or(DropReason::UnknownStation)?;
-                self.to_peer(&entry.handle, bytes, scope)
+                self.send_to(&entry.handle, bytes, scope)
             }
             forward::Egress::Flood => {
                 add(&self.views.counters.flooded_frames, 1);
-                self.to_all(bytes, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
+                self.send_to_all(bytes, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
                 Ok(())
             }
             forward::Egress::FloodBridges => {
-                self.to_all(bytes, scope, |entry| entry.flooded && entry.credentials.rights.is_bridge());
+                self.send_to_all(bytes, scope, |entry| entry.flooded && entry.credentials.rights.is_bridge());
                 Ok(())
             }
             forward::Egress::Drop(reason) => Err(reason),
@@ -172,15 +189,15 @@ impl Egress {
         answered
     }
 
-    fn to_all(&mut self, bytes: &[u8], scope: &EgressScope<'_>, to: impl Fn(&PeerEntry) -> bool) {
+    fn send_to_all(&mut self, bytes: &[u8], scope: &EgressScope<'_>, to: impl Fn(&PeerEntry) -> bool) {
         for entry in scope.peers.peers.values().filter(|entry| to(entry)) {
-            if let Err(reason) = self.to_peer(&entry.handle, bytes, scope) {
+            if let Err(reason) = self.send_to(&entry.handle, bytes, scope) {
                 self.views.counters.dropped(reason);
             }
         }
     }
 
-    fn to_peer(&mut self, handle: &Arc<PeerHandle>, bytes: &[u8], scope: &EgressScope<'_>) -> Result<(), DropReason> {
+    fn send_to(&mut self, handle: &Arc<PeerHandle>, bytes: &[u8], scope: &EgressScope<'_>) -> Result<(), DropReason> {
         let outlet = handle.outlet();
         if let Some(outlet) = outlet.as_deref() {
             seal_into(&mut self.batch, outlet, bytes)?;
@@ -230,6 +247,7 @@ pub struct IngressScope {
     peers: arc_swap::Guard<Arc<PeerView>>,
     fdb: arc_swap::Guard<Arc<FdbView>>,
     server: arc_swap::Guard<Arc<ServerView>>,
+    own: arc_swap::Guard<Arc<SelfView>>,
     now: Instant,
     now_ms: u64,
     sightings: Vec<Sighting>,
@@ -247,6 +265,7 @@ impl Ingress {
             peers: self.views.peers.load(),
             fdb: self.views.fdb.load(),
             server: self.views.server.load(),
+            own: self.views.own.load(),
             now,
             now_ms: self.views.epoch.ms(now),
             sightings: Vec::new(),
@@ -262,6 +281,11 @@ impl Ingress {
 
     /// One datagram, as it came from the socket. Hot.
     pub fn datagram(&mut self, from: Endpoint, datagram: &mut [u8], scope: &mut IngressScope) {
+        if scope.own.overlay.iter().any(|net| net.contains(&from.addr.ip())) {
+            // The network must not carry itself.
+            self.views.counters.dropped(DropReason::OverlayLoop);
+            return;
+        }
         let result = if Kind::of(datagram) == Some(Kind::Relay) {
             relay::parse(datagram).and_then(|token| {
                 let via = Route::relayed(from, token);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use xtra::{Actor, Context, Handler};
 
-use super::client::{ClientShared, MAP_FILE, SavedNetwork, seed};
-use super::datapath::send_staged;
+use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed};
+use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::{DropReason, add};
 use crate::ids::{MacAddr, PeerIdx};
@@ -141,6 +141,7 @@ impl PeerTable {
         }
         // Publish before sending: the answer may be there sooner than the next turn, and must find its session.
         for (route, datagram) in sends {
+            count_handshake(&self.shared.views.counters, &datagram);
             self.shared.uplinks.send_by(route, &datagram);
         }
         for idx in ready {
@@ -156,9 +157,10 @@ impl PeerTable {
         let mut view = PeerView::default();
         let mut stations = Vec::with_capacity(described.len());
         for peer in &described {
-            let handle = self.handles.entry(peer.idx).or_insert_with(|| {
-                Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone()))
-            });
+            let handle = self
+                .handles
+                .entry(peer.idx)
+                .or_insert_with(|| Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone())));
             let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet { session, route });
             handle.set_outlet(outlet);
             let certificate = &peer.certificate;
@@ -168,7 +170,8 @@ impl PeerTable {
             view.has_bridges |= credentials.rights.is_bridge();
             stations.push((certificate.mac, peer.idx));
             let flooded = peer.online || peer.session.is_some();
-            view.peers.insert(peer.idx, PeerEntry { handle: handle.clone(), name: peer.name.clone(), credentials, flooded });
+            view.peers
+                .insert(peer.idx, PeerEntry { handle: handle.clone(), name: peer.name.clone(), credentials, flooded });
         }
         view.sessions = core.sessions().map(|session| (session.local_index, session)).collect();
         let gone: Vec<_> = self.handles.keys().filter(|idx| !view.peers.contains_key(idx)).copied().collect();
@@ -218,6 +221,11 @@ impl PeerTable {
             }
             Event::Left { peer } => format!("{peer} has left"),
             Event::Unreachable { peer } => format!("{peer} cannot be reached"),
+            Event::OwnRevoked => {
+                let text = "this machine was removed from the network by its server; join again with a new invitation";
+                let _ = self.shared.end.try_send(Ending::Failed(text.into()));
+                text.into()
+            }
             Event::Revoked { peer } => format!("{peer} is no member any more"),
         };
         self.shared.events.say(text);
@@ -226,9 +234,8 @@ impl PeerTable {
     fn send_stats(&self) {
         let peers = self.shared.peers.load();
         let meters = peers.iter().map(|peer| &peer.meter);
-        let (rx, tx) = meters.fold((0, 0), |(rx, tx), meter| {
-            (rx + meter.rx_bytes.load(Relaxed), tx + meter.tx_bytes.load(Relaxed))
-        });
+        let (rx, tx) = meters
+            .fold((0, 0), |(rx, tx), meter| (rx + meter.rx_bytes.load(Relaxed), tx + meter.tx_bytes.load(Relaxed)));
         let reports = peers
             .iter()
             .filter(|peer| peer.session.is_some())
@@ -258,7 +265,9 @@ impl Actor for PeerTable {
         if self.goodbye {
             if let Some(core) = &mut self.core {
                 core.goodbye();
-                if let Err(error) = self.shared.state.write_atomic(MAP_FILE, &core.save()) {
+                // Who gave its lease back keeps no map.
+                let left = matches!(SavedNetwork::load(&self.shared.state), Ok(None));
+                if !left && let Err(error) = self.shared.state.write_atomic(MAP_FILE, &core.save()) {
                     log::warn!("the member map cannot be written: {error}");
                 }
             }

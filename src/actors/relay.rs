@@ -8,7 +8,8 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use xtra::{Actor, Context, Handler};
 
-use super::ext::{Service, StopReason};
+use super::ext::{Caster, Service, StopReason};
+use crate::messages::coordinator::Published;
 use crate::messages::relay::{Bind, Place};
 use crate::proto::relaying::{RelayTable, RelayView};
 
@@ -16,13 +17,15 @@ use crate::proto::relaying::{RelayTable, RelayView};
 pub struct Relay {
     table: RelayTable,
     view: Arc<ArcSwap<RelayView>>,
+    published: Caster<Published>,
     changed: bool,
+    bound: Option<u64>,
 }
 
 impl Relay {
-    pub fn new(view: Arc<ArcSwap<RelayView>>) -> Self {
+    pub fn new(view: Arc<ArcSwap<RelayView>>, published: Caster<Published>) -> Self {
         let table = RelayTable::from_view(&view.load());
-        Self { table, view, changed: false }
+        Self { table, view, published, changed: false, bound: None }
     }
 }
 
@@ -41,13 +44,17 @@ impl Service for Relay {
         if std::mem::take(&mut self.changed) {
             self.view.store(Arc::new(self.table.view()));
         }
+        if let Some(number) = self.bound.take() {
+            self.published.cast(Published(number));
+        }
     }
 }
 
 impl Handler<Bind> for Relay {
     type Return = ();
 
-    async fn handle(&mut self, Bind { one, other }: Bind, _: &mut Context<Self>) {
+    async fn handle(&mut self, Bind { number, one, other }: Bind, _: &mut Context<Self>) {
+        self.bound = Some(number);
         self.changed |= self.table.bind(one, other);
     }
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use smol::channel::Sender;
 use xtra::{Actor, Context, Handler, Mailbox};
 
-use super::client::{ClientShared, SavedNetwork, seed};
+use super::client::{ClientShared, Ending, SavedNetwork, seed};
+use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, UplinkId};
@@ -20,7 +21,7 @@ use crate::messages::server_link::{
 };
 use crate::messages::tap_reader::Configure;
 use crate::proto::crypto::Trust;
-use crate::proto::peers::is_dialable;
+use crate::proto::peers::{is_dialable, leased_networks};
 use crate::proto::server_link::{Output, Pinned, Refusal, ServerLink as Core, join};
 use crate::view::{SelfView, ServerView};
 use crate::wire::cert::{CERT_LEN, Certificate};
@@ -134,6 +135,7 @@ impl ServerLink {
         }
         // Publish before sending: the answer may be there sooner than the next turn, and must find its session.
         for (to, datagram) in sends {
+            count_handshake(&self.shared.views.counters, &datagram);
             self.shared.uplinks.send(to, &datagram);
         }
         if self.core.is_unanswered(now) && !std::mem::replace(&mut self.said_waiting, true) {
@@ -167,7 +169,9 @@ impl ServerLink {
 
     fn leased(&self, certificate: &[u8; CERT_LEN], epoch: u64, name: &str) {
         let Some(pinned) = *self.shared.pinned.load_full() else { return };
-        let mut trust = Trust::new(pinned.network, pinned.signer, epoch);
+        let saved = SavedNetwork::load(&self.shared.state).ok().flatten();
+        let known = saved.as_ref().and_then(SavedNetwork::lease).map_or(0, |(_, epoch)| epoch);
+        let mut trust = Trust::new(pinned.network, pinned.signer, epoch.max(known));
         let Ok(parsed) = trust.check(certificate) else {
             log::warn!("the server sent a certificate that its own key does not prove");
             return;
@@ -175,7 +179,6 @@ impl ServerLink {
         if parsed.key != self.shared.key {
             return;
         }
-        let saved = SavedNetwork::load(&self.shared.state).ok().flatten();
         let mut saved = saved.unwrap_or_else(|| SavedNetwork::new(&pinned, &self.shared.config.servers));
         if !self.shared.config.servers.is_empty() {
             saved.servers = self.shared.config.servers.iter().map(ToString::to_string).collect();
@@ -190,25 +193,32 @@ impl ServerLink {
 
     fn take_lease(&self, certificate: &Certificate, name: &str) {
         let known = self.shared.lease.load_full();
-        let same = known.as_ref().is_some_and(|old| (old.ip4, old.mac, old.ip6) == (certificate.ip4, certificate.mac, certificate.ip6));
+        let same = known
+            .as_ref()
+            .is_some_and(|old| (old.ip4, old.mac, old.ip6) == (certificate.ip4, certificate.mac, certificate.ip6));
         self.shared.name.store(Arc::new(name.to_owned()));
         publish_lease(&self.shared, certificate);
         self.casts.configure.cast(Configure);
         if !same {
             let six = certificate.ip6.map(|ip6| format!(" and {ip6}/{}", certificate.prefix6)).unwrap_or_default();
-            self.shared.events.say(format!(
-                "this machine is {name:?} at {}/{}{six}",
-                certificate.ip4, certificate.prefix4
-            ));
+            self.shared
+                .events
+                .say(format!("this machine is {name:?} at {}/{}{six}", certificate.ip4, certificate.prefix4));
         }
     }
 
     fn refused(&mut self, refusal: &Refusal) {
-        // With a lease in hand the network goes on; without one there is nothing to do here.
         let text = refusal.to_string();
         self.shared.events.say(text.clone());
-        if self.released.is_none() {
-            let _ = self.shared.fatal.try_send(text);
+        let fatal = match refusal {
+            // Anybody on the way could say so: peers stay reachable, and the server is asked again.
+            Refusal::NotAMember => false,
+            Refusal::Token | Refusal::OtherServer => self.shared.pinned.load().is_none(),
+            // With a lease in hand the network goes on; without one there is nothing to do here.
+            Refusal::Lease { .. } => self.shared.lease.load().is_none(),
+        };
+        if fatal {
+            let _ = self.shared.end.try_send(Ending::Failed(text));
         }
     }
 
@@ -268,6 +278,7 @@ pub fn publish_lease(shared: &ClientShared, certificate: &Certificate) {
         rights: certificate.rights,
         ip4: Some(certificate.ip4),
         ip6: certificate.ip6,
+        overlay: leased_networks(certificate),
     }));
 }
 
@@ -277,14 +288,7 @@ async fn gather(netlink: &Netlink, shared: &ClientShared) -> Result<Vec<Candidat
     }
     let device = shared.slot.get().map(|tap| tap.ifindex());
     let lease = shared.lease.load_full();
-    let overlay: Vec<ipnet::IpNet> = lease
-        .iter()
-        .flat_map(|lease| {
-            let four = ipnet::IpNet::new(lease.ip4.into(), lease.prefix4).ok();
-            let six = lease.ip6.and_then(|ip6| ipnet::IpNet::new(ip6.into(), lease.prefix6).ok());
-            four.into_iter().chain(six)
-        })
-        .collect();
+    let overlay = lease.as_deref().map(leased_networks).unwrap_or_default();
     let ports: Vec<(UplinkId, u16)> =
         shared.uplinks.readers().map(|uplink| (uplink.id(), uplink.local_addr().port())).collect();
     let mut list: Vec<Candidate> = netlink
@@ -404,9 +408,10 @@ impl Handler<Resolved> for ServerLink {
                 self.schedule_resolve(RESOLVE_AGAIN);
             }
             Err(why) => {
-                let text = format!("the server's name cannot be resolved ({why}); check the name and this machine's DNS");
+                let text =
+                    format!("the server's name cannot be resolved ({why}); check the name and this machine's DNS");
                 if self.shared.pinned.load().is_none() {
-                    let _ = self.shared.fatal.try_send(text);
+                    let _ = self.shared.end.try_send(Ending::Failed(text));
                 } else if !std::mem::replace(&mut self.said_unresolved, true) {
                     self.shared.events.say(text);
                 }

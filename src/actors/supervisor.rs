@@ -326,7 +326,7 @@ impl<A: Service, F: FnMut() -> A + Send> Cradle<A, F> {
                     }
                 }
                 Action::Stop => {
-                    log::info!("{} {reason}", record.name);
+                    log::debug!("{} {reason}", record.name);
                     return;
                 }
                 Action::EndNode => {

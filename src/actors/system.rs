@@ -15,7 +15,7 @@ use smol::Executor;
 use smol::channel::{Receiver, Sender};
 use xtra::{Address, Mailbox};
 
-use super::client::{ClientShared, EventLog, SavedNetwork, next_boot, node_key};
+use super::client::{ClientShared, Ending, EventLog, SavedNetwork, next_boot, node_key};
 use super::control::Control;
 use super::coordinator::{Coordinator, CoordinatorCasts, ServerShared, pool};
 use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
@@ -35,7 +35,7 @@ use crate::counters::Counters;
 use crate::ids::{NetworkId, UplinkId};
 use crate::io::batch::SendBatch;
 use crate::io::control_socket::ControlListener;
-use crate::io::files::StateDir;
+use crate::io::files::{FileError, StateDir};
 use crate::io::signals::StopSignals;
 use crate::io::store::SqliteStore;
 use crate::io::tap::{Tap, TapConfig};
@@ -70,19 +70,29 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     // Before anything is written or an invitation used: can this process have a TAP at all?
     let probe = TapConfig { name: config.device.clone(), mac: None, mtu: config.mtu, vnet: false, multi_queue: false };
     drop(Tap::open(&probe)?);
-    let state = StateDir::open_or_create(&config.state)?;
+    let state = state_dir(&config.state)?;
     let _lock = state.lock()?;
     let control = Arc::new(ControlListener::bind(&config.control)?);
-    let (shared, fatal) = client_shared(config, state)?;
+    let (shared, ends) = client_shared(config, state)?;
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
     wire_client(&shared, &supervisor, &threads, control);
-    let ended = threads.run(&supervisor, &fatal);
+    let ended = threads.run(&supervisor, &ends);
     shared.slot.set(None);
     ended
 }
 
-fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<ClientShared>, Receiver<String>)> {
+/// The state directory; without the right to make it, the advice is here, where its option is known.
+fn state_dir(path: &std::path::Path) -> Result<StateDir> {
+    StateDir::open_or_create(path).map_err(|error| match &error {
+        FileError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            anyhow::anyhow!("{error}; run it as root (sudo), or name a directory of your own with --state")
+        }
+        _ => error.into(),
+    })
+}
+
+fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<ClientShared>, Receiver<Ending>)> {
     let saved = SavedNetwork::load(&state)?;
     if config.join.is_none() && saved.is_none() {
         bail!(
@@ -112,9 +122,10 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         server: Arc::default(),
         counters,
     };
-    let (fatal, ends) = smol::channel::bounded(4);
+    let (end, ends) = smol::channel::bounded(4);
     let pinned = saved.as_ref().and_then(SavedNetwork::pinned);
-    let joins_anew = config.join.as_ref().zip(pinned).is_some_and(|(line, p)| fingerprint(&p.server) != line.fingerprint);
+    let joins_anew =
+        config.join.as_ref().zip(pinned).is_some_and(|(line, p)| fingerprint(&p.server) != line.fingerprint);
     if joins_anew {
         // Another network: what is known of the old one is kept aside, and so is its key's lease.
         let aside = state.set_aside(super::client::NETWORK_FILE)?;
@@ -139,7 +150,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         map_version: AtomicU64::new(0),
         events: EventLog::default(),
         started: now,
-        fatal,
+        end,
     });
     // The lease of the last time brings the device up at once: the server need not be there.
     if let (Some(pinned), Some((certificate, epoch))) = (pinned, saved.as_ref().and_then(SavedNetwork::lease))
@@ -216,7 +227,7 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
         let egress = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx());
         let device = (lent.config.device.clone(), lent.config.mtu);
         let counters = lent.views.counters.clone();
-        TapReader::new(lent.slot.clone(), lent.lease.clone(), device, egress, counters, lent.fatal.clone())
+        TapReader::new(lent.slot.clone(), lent.lease.clone(), device, egress, counters, lent.end.clone())
     };
     supervisor.supervise(&threads.data, tap_mailbox, factory, Policy::RESTART);
 
@@ -270,14 +281,14 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     pool(&config, NetworkId(0))?;
     let counters = Arc::new(Counters::default());
     let (uplinks, listen) = server_uplinks(&config, &counters)?;
-    let state = StateDir::open_or_create(&config.state)?;
+    let state = state_dir(&config.state)?;
     let _lock = state.lock()?;
     let control = Arc::new(ControlListener::bind(&config.control)?);
     let secrets = (node_key(&state, "node.key")?, node_key(&state, "signing.key")?);
     let database = state.file("network.db");
-    let store = smol::block_on(SqliteStore::open(&database))
-        .with_context(|| format!("the database {}", database.display()))?;
-    let (fatal, ends) = smol::channel::bounded(4);
+    let store =
+        smol::block_on(SqliteStore::open(&database)).with_context(|| format!("the database {}", database.display()))?;
+    let (end, ends) = smol::channel::bounded(4);
     let shared = Arc::new(ServerShared {
         config,
         secrets,
@@ -287,7 +298,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
         description: ArcSwap::from_pointee(None),
         events: EventLog::default(),
         started: Instant::now(),
-        fatal,
+        end,
     });
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
@@ -339,7 +350,9 @@ fn wire_server(
     supervisor.supervise(&threads.control, store_mailbox, factory, Policy::RESTART);
 
     let view = relay_view.clone();
-    supervisor.supervise(&threads.control, relay_mailbox, move || Relay::new(view.clone()), Policy::RESTART);
+    let published = Caster::new(coordinator.clone(), counters.clone());
+    let factory = move || Relay::new(view.clone(), published.clone());
+    supervisor.supervise(&threads.control, relay_mailbox, factory, Policy::RESTART);
 
     let casts = CoordinatorCasts {
         store: store_address.clone(),
@@ -372,8 +385,7 @@ fn wire_server(
         let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
         threads.keep(address);
         let (ingress, counters) = (ingress.clone(), counters.clone());
-        let factory =
-            move || UdpPath::new(uplink.clone(), counters.clone(), Reception::Server(Box::new(ingress())));
+        let factory = move || UdpPath::new(uplink.clone(), counters.clone(), Reception::Server(Box::new(ingress())));
         supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
     }
     let (tcp, tcp_mailbox) = Mailbox::<TcpPath>::bounded(EDGE_MAILBOX);
@@ -388,9 +400,8 @@ fn wire_server(
 
     let (lent, guard) = (shared.clone(), supervisor.clone());
     let (asked, to) = (stats.clone(), coordinator.clone());
-    let answer: super::control::Answer = Arc::new(move |request| {
-        report::answer_server(request, lent.clone(), guard.clone(), asked.clone(), to.clone())
-    });
+    let answer: super::control::Answer =
+        Arc::new(move |request| report::answer_server(request, lent.clone(), guard.clone(), asked.clone(), to.clone()));
     let factory = move || Control::new(control.clone(), answer.clone());
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
     threads.keep(tcp);
@@ -433,8 +444,8 @@ impl Threads {
         self.keep(self.control.spawn(work));
     }
 
-    /// Runs the node until a signal, a fatal word or the supervisor ends it; then stops every actor.
-    fn run(self, supervisor: &Supervisor, fatal: &Receiver<String>) -> Result<()> {
+    /// Runs the node until a signal, an [`Ending`] or the supervisor ends it; then stops every actor.
+    fn run(self, supervisor: &Supervisor, ends: &Receiver<Ending>) -> Result<()> {
         let mut signals = StopSignals::new().context("signals cannot be watched")?;
         let ended = smol::block_on(self.control.run(async {
             let signal = async {
@@ -442,9 +453,14 @@ impl Threads {
                 log::info!("{name}: ending");
                 None
             };
-            let fatal = async { fatal.recv().await.ok() };
+            let by_itself = async {
+                match ends.recv().await {
+                    Ok(Ending::Failed(why)) => Some(why),
+                    Ok(Ending::Left) | Err(_) => None,
+                }
+            };
             let given_up = async { Some(supervisor.node_ended().await.to_string()) };
-            let ended = future::or(signal, future::or(fatal, given_up)).await;
+            let ended = future::or(signal, future::or(by_itself, given_up)).await;
             for name in supervisor.stop_all(STOP_WITHIN).await {
                 log::warn!("{name} did not end in time and was dropped");
             }

@@ -11,6 +11,7 @@ use futures_lite::future;
 use ipnet::IpNet;
 use xtra::{Actor, Context, Handler, Mailbox};
 
+use super::client::Ending;
 use super::datapath::Egress;
 use super::ext::{Service, StopReason};
 use crate::counters::Counters;
@@ -18,6 +19,7 @@ use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::tap::{Tap, TapConfig, TapError};
 use crate::io::tap_slot::TapSlot;
 use crate::messages::tap_reader::Configure;
+use crate::proto::peers::leased_networks;
 use crate::wire::cert::Certificate;
 
 /// Frames read in one burst, before anything is sent.
@@ -37,7 +39,9 @@ pub enum DeviceError {
     Tap(#[from] TapError),
     #[error("the device {name} cannot be set up: {source}")]
     Netlink { name: String, source: NetlinkError },
-    #[error("the leased network {network} overlaps {existing}, which this machine has on {interface} already; start the server with another --network (or take that address off {interface})")]
+    #[error(
+        "the leased network {network} overlaps {existing}, which this machine has on {interface} already; start the server with another --network (or take that address off {interface})"
+    )]
     Overlap { network: IpNet, existing: IpNet, interface: String },
 }
 
@@ -49,7 +53,7 @@ pub struct TapReader {
     egress: Egress,
     counters: Arc<Counters>,
     /// Told when the device cannot be brought up for a reason that only the user can mend.
-    fatal: smol::channel::Sender<String>,
+    end: smol::channel::Sender<Ending>,
     configured: Option<Certificate>,
     buffer: Vec<u8>,
     lengths: Vec<usize>,
@@ -63,7 +67,7 @@ impl TapReader {
         device: (String, u16),
         egress: Egress,
         counters: Arc<Counters>,
-        fatal: smol::channel::Sender<String>,
+        end: smol::channel::Sender<Ending>,
     ) -> Self {
         Self {
             slot,
@@ -71,7 +75,7 @@ impl TapReader {
             device,
             egress,
             counters,
-            fatal,
+            end,
             configured: None,
             buffer: vec![0; BURST_BYTES + FRAME_MAX],
             lengths: Vec::with_capacity(BURST_FRAMES),
@@ -156,12 +160,6 @@ impl TapReader {
     }
 }
 
-fn leased_networks(lease: &Certificate) -> Vec<IpNet> {
-    let four = IpNet::new(lease.ip4.into(), lease.prefix4).ok();
-    let six = lease.ip6.and_then(|ip6| IpNet::new(ip6.into(), lease.prefix6).ok());
-    four.into_iter().chain(six).map(|net| net.trunc()).collect()
-}
-
 fn overlaps(one: &IpNet, other: &IpNet) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
@@ -209,7 +207,7 @@ impl Service for TapReader {
                 Err(error @ (DeviceError::Overlap { .. } | DeviceError::Tap(_))) => {
                     let text = error.to_string();
                     // The node ends with these words; there is nobody left to care if it is ending already.
-                    let _ = self.fatal.try_send(text.clone());
+                    let _ = self.end.try_send(Ending::Failed(text.clone()));
                     return StopReason::Failed(text);
                 }
                 Err(error @ DeviceError::Netlink { .. }) => {
@@ -226,10 +224,9 @@ impl Service for TapReader {
                 continue;
             };
             // Control first, so that a busy device cannot starve it.
-            let wake = future::or(async { Wake::Control((&mut next).await) }, async {
-                Wake::Readable(tap.readable().await)
-            })
-            .await;
+            let wake =
+                future::or(async { Wake::Control((&mut next).await) }, async { Wake::Readable(tap.readable().await) })
+                    .await;
             match wake {
                 Wake::Control(message) => {
                     next = mailbox.next();

@@ -141,6 +141,15 @@ impl StateDir {
         }
     }
 
+    /// Removes a file that is not wanted any more; one that is not there is fine.
+    pub fn remove(&self, name: &str) -> Result<(), FileError> {
+        let path = self.plain(name)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            Ok(()) | Err(_) => sync_parent(&path),
+        }
+    }
+
     /// Makes sure that no other process uses this directory, for as long as the result lives.
     pub fn lock(&self) -> Result<StateLock, FileError> {
         let path = self.path.join("lock");

@@ -327,6 +327,7 @@ pub fn enter_user_namespace() -> io::Result<()> {
 
 /// Whether this process may make namespaces and TAP devices. If not, says so on standard output: for tests that then
 /// have nothing to do.
+#[allow(clippy::print_stdout, reason = "a skipped test must say so where tests print")]
 pub fn can_make_networks() -> bool {
     // SAFETY: no pointers.
     let is_root = unsafe { libc::geteuid() } == 0;

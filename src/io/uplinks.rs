@@ -82,7 +82,9 @@ impl Uplinks {
             UplinkId::UDP4 => send_udp(self.udp[0].as_deref(), to.addr, bytes, segment),
             UplinkId::UDP6 => send_udp(self.udp[1].as_deref(), to.addr, bytes, segment),
             UplinkId::TCP => match &self.tcp {
-                Some(tcp) if bytes.chunks(segment.unwrap_or(bytes.len()).max(1)).all(|d| tcp.send(to.addr, d)) => Ok(()),
+                Some(tcp) if bytes.chunks(segment.unwrap_or(bytes.len()).max(1)).all(|d| tcp.send(to.addr, d)) => {
+                    Ok(())
+                }
                 Some(_) | None => Err(DropReason::SocketFull),
             },
             UplinkId(_) => Err(DropReason::SendFailed),

@@ -30,6 +30,10 @@ pub struct Stored {
     pub result: Result<(), String>,
 }
 
+/// The sockets know every channel up to this number.
+#[derive(Debug, Clone, Copy)]
+pub struct Published(pub u64);
+
 /// Make an invitation; the reply carries its token.
 #[derive(Debug)]
 pub struct Invite {
@@ -44,7 +48,6 @@ pub struct Kick {
     pub name: String,
     pub reply: Sender<Reply>,
 }
-
 
 /// The network as the coordinator sees it.
 #[derive(Debug, Clone)]

@@ -61,4 +61,3 @@ pub struct ServerPlace(pub Option<Endpoint>);
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]
 pub struct OwnCandidates(pub Vec<Candidate>);
-

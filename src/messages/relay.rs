@@ -5,6 +5,8 @@ use crate::ids::{ChannelToken, Endpoint, PeerIdx};
 /// A channel between two members exists; each leg has its token.
 #[derive(Debug, Clone, Copy)]
 pub struct Bind {
+    /// Grows with each; [`Published`](super::coordinator::Published) tells how far the relay has come.
+    pub number: u64,
     pub one: (PeerIdx, ChannelToken),
     pub other: (PeerIdx, ChannelToken),
 }

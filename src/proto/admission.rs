@@ -11,7 +11,7 @@ use rand::{CryptoRng, Rng};
 use zeroize::Zeroizing;
 
 use super::cookie::{Admit, Gate};
-use super::crypto::{Secret32, Suite, Suites, enrol_mac1_key, mac16};
+use super::crypto::{Secret32, Suite, Suites, blake2s, enrol_mac1_key, mac16};
 use super::link::Node;
 use super::noise::{NoiseError, Split, XxResponder};
 use super::records::{StoreOp, TokenRecord};
@@ -53,6 +53,13 @@ struct HalfOpen {
     until: Instant,
 }
 
+/// An enrolment that was finished: its last message may come again, because our answer was lost.
+struct Finished {
+    from: Endpoint,
+    message: [u8; 32],
+    until: Instant,
+}
+
 /// Invitations and enrolments under way.
 pub struct Admission {
     gate: Gate,
@@ -60,6 +67,7 @@ pub struct Admission {
     signer: [u8; 32],
     tokens: BTreeMap<u64, TokenRecord>,
     half_open: BTreeMap<SessionIndex, HalfOpen>,
+    finished: BTreeMap<SessionIndex, Finished>,
 }
 
 impl Admission {
@@ -77,6 +85,7 @@ impl Admission {
             signer,
             tokens: tokens.into_iter().map(|token| (token.id, token)).collect(),
             half_open: BTreeMap::new(),
+            finished: BTreeMap::new(),
         }
     }
 
@@ -102,7 +111,7 @@ impl Admission {
         let (psk, token) = self.psk_of(id, open, unix, rng);
         let index = loop {
             let index = SessionIndex::for_peer(rng.next_u32());
-            if !self.half_open.contains_key(&index) {
+            if !self.has_index(index) {
                 break index;
             }
         };
@@ -139,7 +148,17 @@ impl Admission {
         let (key, payload, split) = half.responder.finish(view.noise).map_err(|NoiseError| DropReason::BadToken)?;
         HandshakePayload::parse(&payload, &view.header)?;
         let half = self.half_open.remove(&local_index).expect("was just looked at");
+        let finished = Finished { from, message: blake2s(&[view.before_mac1]), until: half.until };
+        self.finished.insert(local_index, finished);
         Ok(Enrolled { key, token: half.token, split, suite: half.suite, local_index, remote_index: half.client_index })
+    }
+
+    /// Whether this is the last message of an enrolment that was finished a moment ago, from the same address: the
+    /// client has not heard our answer. From anywhere else it is a replay like any other.
+    pub fn is_repeated(&self, from: Endpoint, view: &HandshakeView<'_>) -> Option<SessionIndex> {
+        let index = view.header.receiver();
+        let finished = self.finished.get(&index)?;
+        (finished.from == from && finished.message == blake2s(&[view.before_mac1])).then_some(index)
     }
 
     /// The key of a valid token. For any other, random bytes: no last message fits them.
@@ -188,11 +207,12 @@ impl Admission {
     }
 
     pub fn has_index(&self, index: SessionIndex) -> bool {
-        self.half_open.contains_key(&index)
+        self.half_open.contains_key(&index) || self.finished.contains_key(&index)
     }
 
     /// Forgets enrolments that were not finished in time.
     pub fn sweep(&mut self, now: Instant) {
         self.half_open.retain(|_, half| now < half.until);
+        self.finished.retain(|_, finished| now < finished.until);
     }
 }

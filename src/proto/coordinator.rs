@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
 use super::admission::Admission;
-use super::changes::{Change, ChangeLog};
+use super::changes::{Change, ChangeLog, Delta};
 use super::cookie::{Admit, Gate};
 use super::crypto::Signer;
 use super::lease::{LeaseError, Pool};
@@ -42,6 +42,8 @@ const DELTA_RETRY: Duration = Duration::from_millis(300);
 const DELTA_TRIES: u32 = 10;
 /// Pieces of a delta on their way at a time, to one client.
 const DELTA_WINDOW: usize = 8;
+/// A challenge to a new address whose answer did not come is sent again with what comes from there after this long.
+const CHALLENGE_RETRY: Duration = Duration::from_millis(500);
 /// The network epoch is raised this often; certificates hold for [`CERT_EPOCHS`].
 const EPOCH_LENGTH: Duration = Duration::from_secs(3600);
 const CERT_EPOCHS: u64 = 24;
@@ -52,6 +54,8 @@ const CALL_SPREAD: Duration = Duration::from_secs(1);
 const LOAD_LIMIT: u32 = 400;
 /// Channels at a time; above it, lookups are answered without a relay.
 const CHANNELS_MAX: usize = 1 << 18;
+/// Removals told together with their revocation; as many as the log remembers.
+const REVOCATIONS_KEPT: usize = 1024;
 /// A guest (enrolled, no lease) is forgotten after this long.
 const GUEST_LIFE: Duration = Duration::from_secs(30);
 
@@ -138,6 +142,10 @@ struct Member {
     link: Link,
     /// `None` for a guest: a key that enrolled and has no lease yet.
     record: Option<MemberRecord>,
+    /// The store has the record. Until then nobody hears of the lease.
+    is_stored: bool,
+    /// Its removal is being stored: nothing of it is written any more.
+    is_leaving: bool,
     /// The token it enrolled with.
     token: Option<u64>,
     since: Instant,
@@ -147,12 +155,14 @@ struct Member {
     heard: Option<Instant>,
     /// Where the handshake of a session that is not confirmed came from.
     handshake_from: Option<Endpoint>,
-    /// A new address under challenge.
-    challenge: Option<(Endpoint, u64)>,
+    /// A new address under challenge, and since when.
+    challenge: Option<(Endpoint, u64, Instant)>,
     candidates: Vec<Candidate>,
     have: u64,
-    /// The delta on its way: when to send it again, and how often that was done.
+    /// Deltas on their way: when to send them again, and how often that was done.
     telling: Option<(Instant, u32)>,
+    /// The versions they lead to, oldest first.
+    on_their_way: VecDeque<u64>,
     online_told: bool,
     rx_bytes: u64,
     tx_bytes: u64,
@@ -181,6 +191,8 @@ pub struct Coordinator {
     keys: BTreeMap<PeerIdx, PublicKey>,
     index_of: BTreeMap<SessionIndex, PublicKey>,
     revoked: BTreeMap<u64, u64>,
+    /// The signed revocations of members that were removed in this run, to go with the news.
+    revocations_of: BTreeMap<PublicKey, Vec<u8>>,
     channels: BTreeMap<(PublicKey, PublicKey), (ChannelToken, ChannelToken)>,
     pending: BTreeMap<u64, Pending>,
     next_write: u64,
@@ -220,6 +232,7 @@ impl Coordinator {
             members: BTreeMap::new(),
             keys: BTreeMap::new(),
             index_of: BTreeMap::new(),
+            revocations_of: BTreeMap::new(),
             channels: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_write: 0,
@@ -390,6 +403,11 @@ impl Coordinator {
                 Ok(())
             }
             Kind::Enrol3 => {
+                if let Some(session) = self.admission.is_repeated(from, &view).and_then(|index| self.session(index)) {
+                    let datagram = session.seal_control(&[])?;
+                    self.send(from, datagram);
+                    return Ok(());
+                }
                 match self.admission.finish(from, &view, now) {
                     Ok(enrolled) => {
                         self.enrolled(from, enrolled, now);
@@ -524,10 +542,12 @@ impl Coordinator {
         if member.handshake_from == Some(from) {
             member.handshake_from = None;
             self.attach(key, from, now);
-        } else if member.challenge.is_none_or(|(endpoint, _)| endpoint != from) {
+        } else if member.challenge.is_none_or(|(endpoint, _, since)| {
+            endpoint != from || now.saturating_duration_since(since) > CHALLENGE_RETRY
+        }) {
             // Authentic, but perhaps sent on by somebody from another address: it must answer from there first.
             let challenge = self.rng.next_u64();
-            member.challenge = Some((from, challenge));
+            member.challenge = Some((from, challenge, now));
             let probe = Control::Probe { sequence: 0, challenge, sent_us: 0, path: 0, padding: 0 };
             if let Ok(datagram) = session.seal_control(&probe.to_bytes()) {
                 self.send(from, datagram);
@@ -567,8 +587,7 @@ impl Coordinator {
             }
             Control::ProbeReply { challenge, .. } => {
                 let Some(member) = self.members.get_mut(key) else { return };
-                if member.challenge == Some((from, challenge)) {
-                    member.challenge = None;
+                if member.challenge.is_some_and(|(endpoint, secret, _)| (endpoint, secret) == (from, challenge)) {
                     self.attach(key, from, now);
                 }
             }
@@ -586,9 +605,10 @@ impl Coordinator {
 
     fn lease(&mut self, key: &PublicKey, session: &Arc<Session>, name: String, now: Instant) {
         let unix = self.unix(now);
-        let Some(member) = self.members.get(key) else { return };
+        let Some(member) = self.members.get(key).filter(|member| !member.is_leaving) else { return };
         let known = member.record.clone();
         let token = member.token;
+        let last_endpoint = member.endpoint.filter(|from| from.uplink != UplinkId::TCP).map(|from| from.addr);
         if self.pending.values().any(|pending| matches!(pending, Pending::Grant { key: waiting, .. } if waiting == key))
         {
             return;
@@ -626,7 +646,7 @@ impl Coordinator {
             ip6: lease.ip6,
             serial: known.as_ref().map_or(self.network.next_serial, |record| record.serial),
             joined_unix: known.as_ref().map_or(unix, |record| record.joined_unix),
-            last_endpoint: known.as_ref().and_then(|record| record.last_endpoint),
+            last_endpoint: known.as_ref().and_then(|record| record.last_endpoint).or(last_endpoint),
         };
         let mut ops = vec![StoreOp::PutMember(record.clone())];
         if is_new {
@@ -674,8 +694,19 @@ impl Coordinator {
 
     fn map_have(&mut self, key: &PublicKey, from: Endpoint, version: u64, now: Instant) {
         let Some(member) = self.members.get_mut(key) else { return };
+        if version < member.have || version > self.log.head() {
+            // It has another map than we thought (it restarted, or we did): from the beginning.
+            (member.telling, member.on_their_way) = (None, VecDeque::new());
+        }
         member.have = version;
-        member.telling = None;
+        while member.on_their_way.front().is_some_and(|to| *to <= version) {
+            member.on_their_way.pop_front();
+            // Something arrives: patience anew.
+            member.telling = Some((now + DELTA_RETRY, 0));
+        }
+        if member.on_their_way.is_empty() {
+            member.telling = None;
+        }
         let placed = Output::Placed { member: member.idx, endpoint: member.endpoint };
         self.outputs.push_back(placed);
         if member.record.is_none() {
@@ -686,38 +717,59 @@ impl Coordinator {
         self.tell(key, now);
     }
 
-    /// Sends what a member lacks of the map, a window at a time.
+    /// Sends what a member lacks of the map and what is not on its way already, a window at a time.
     fn tell(&mut self, key: &PublicKey, now: Instant) {
         let Some(member) = self.members.get(key) else { return };
         if member.endpoint.is_none() || member.record.is_none() {
             return;
         }
-        let mut have = member.have;
-        let mut sent = false;
-        for _ in 0..DELTA_WINDOW {
-            let Some(delta) = self.log.after(have, DELTA_ENTRIES_MAX) else { break };
-            have = delta.to;
-            let changes = delta.changes.iter().filter_map(|change| self.map_change(change)).collect();
-            let (from, to, reset) = (delta.from, delta.to, delta.reset);
-            self.tell_one(key, &Control::PeerDelta { from, to, head: self.log.head(), reset, changes });
-            sent = true;
+        let mut at = member.on_their_way.back().copied().unwrap_or(member.have);
+        let mut sent = Vec::new();
+        for _ in member.on_their_way.len()..DELTA_WINDOW {
+            let Some(delta) = self.log.after(at, DELTA_ENTRIES_MAX) else { break };
+            at = delta.to;
+            sent.push(delta.to);
+            self.tell_delta(key, &delta);
         }
-        if let Some(member) = self.members.get_mut(key) {
-            let tries = member.telling.map_or(0, |(_, tries)| tries);
-            member.telling = sent.then_some((now + DELTA_RETRY, tries));
+        if let Some(member) = self.members.get_mut(key)
+            && !sent.is_empty()
+        {
+            member.on_their_way.extend(sent);
+            member.telling.get_or_insert((now + DELTA_RETRY, 0));
+        }
+    }
+
+    /// A removal and its revocation go in one datagram, so that nobody forgets a member and lets it in again.
+    fn tell_delta(&mut self, key: &PublicKey, delta: &Delta) {
+        let mut list = Vec::new();
+        for change in &delta.changes {
+            if let Change::Removed(removed) = change
+                && let Some(revocation) = self.revocations_of.get(removed)
+            {
+                Control::Revoke(revocation.clone()).encode(&mut list);
+            }
+        }
+        let changes = delta.changes.iter().filter_map(|change| self.map_change(change)).collect();
+        let (from, to, reset) = (delta.from, delta.to, delta.reset);
+        Control::PeerDelta { from, to, head: self.log.head(), reset, changes }.encode(&mut list);
+        let Some((session, endpoint)) =
+            self.members.get(key).and_then(|member| member.link.session().cloned().zip(member.endpoint))
+        else {
+            return;
+        };
+        if let Ok(datagram) = session.seal_control(&list) {
+            self.send(endpoint, datagram);
         }
     }
 
     fn tell_again(&mut self, key: &PublicKey, now: Instant) {
         let Some(member) = self.members.get_mut(key) else { return };
-        match member.telling {
-            // Its next keepalive says what it has; until then silence.
-            Some((_, tries)) if tries >= DELTA_TRIES => member.telling = None,
-            Some((at, tries)) => {
-                member.telling = Some((at, tries + 1));
-                self.tell(key, now);
-            }
-            None => {}
+        let Some((_, tries)) = member.telling.take() else { return };
+        member.on_their_way.clear();
+        // Its next keepalive says what it has; until then silence.
+        if tries < DELTA_TRIES {
+            member.telling = Some((now + DELTA_RETRY, tries + 1));
+            self.tell(key, now);
         }
     }
 
@@ -730,7 +782,7 @@ impl Coordinator {
 
     fn entry(&self, key: &PublicKey) -> Option<MapEntry> {
         let member = self.members.get(key)?;
-        let record = member.record.as_ref()?;
+        let record = member.record.as_ref().filter(|_| member.is_stored)?;
         Some(MapEntry {
             name: record.name.clone(),
             certificate: self.certify(record),
@@ -809,6 +861,12 @@ impl Coordinator {
         _now: Instant,
     ) {
         let Some(record) = self.members.get(key).and_then(|member| member.record.clone()) else { return };
+        if let Some(member) = self.members.get_mut(key)
+            && std::mem::replace(&mut member.is_leaving, true)
+            && request.is_none()
+        {
+            return;
+        }
         self.network.epoch += 1;
         self.revoked.insert(record.serial, self.network.epoch);
         let revocation =
@@ -828,6 +886,10 @@ impl Coordinator {
         for to in everybody {
             self.tell_one(&to, &Control::Revoke(revocation.clone()));
         }
+        if self.revocations_of.len() >= REVOCATIONS_KEPT {
+            self.revocations_of.pop_first();
+        }
+        self.revocations_of.insert(*key, revocation);
         self.log.remove(*key);
         self.pool.release(*key);
         self.tell_soon(now);
@@ -851,6 +913,9 @@ impl Coordinator {
         }
         match (pending, result) {
             (Pending::Grant { key, session, is_new }, Ok(())) => {
+                if let Some(member) = self.members.get_mut(&key) {
+                    member.is_stored = true;
+                }
                 self.log.put(key);
                 self.tell_soon(now);
                 self.grant(&key, &session);
@@ -884,7 +949,13 @@ impl Coordinator {
                 self.removed(&key, revocation, now);
                 self.outputs.push_back(Output::Reply { request, reply: Reply::Done });
             }
-            (Pending::Reply { request, .. } | Pending::Kick { request, .. }, Err(why)) => {
+            (Pending::Kick { request, key, .. }, Err(why)) => {
+                if let Some(member) = self.members.get_mut(&key) {
+                    member.is_leaving = false;
+                }
+                self.outputs.push_back(Output::Reply { request, reply: Reply::Failed(why) });
+            }
+            (Pending::Reply { request, .. }, Err(why)) => {
                 self.outputs.push_back(Output::Reply { request, reply: Reply::Failed(why) });
             }
             (Pending::Nothing, _) => {}
@@ -940,7 +1011,7 @@ impl Coordinator {
         self.outputs.push_back(placed);
         let Some(record) = &mut member.record else { return };
         let name = record.name.clone();
-        let write = from.uplink != UplinkId::TCP && record.last_endpoint != Some(from.addr);
+        let write = !member.is_leaving && from.uplink != UplinkId::TCP && record.last_endpoint != Some(from.addr);
         if write {
             record.last_endpoint = Some(from.addr);
         }
@@ -964,6 +1035,7 @@ impl Coordinator {
         }
         member.link.close();
         (member.attached, member.telling, member.online_told) = (None, None, false);
+        member.on_their_way.clear();
         member.candidates.clear();
         self.outputs.push_back(Output::Placed { member: member.idx, endpoint: None });
         self.outputs.push_back(Output::SessionsChanged);
@@ -1100,6 +1172,8 @@ impl Coordinator {
         self.members.entry(key).or_insert(Member {
             idx,
             link,
+            is_stored: record.is_some(),
+            is_leaving: false,
             record,
             token: None,
             since: now,
@@ -1111,6 +1185,7 @@ impl Coordinator {
             candidates: Vec::new(),
             have: 0,
             telling: None,
+            on_their_way: VecDeque::new(),
             online_told: false,
             rx_bytes: 0,
             tx_bytes: 0,

@@ -48,6 +48,9 @@ const REJECT_AFTER: Duration = Duration::from_secs(180);
 const USED_WITHIN: Duration = Duration::from_secs(180);
 /// Initiations in flight whose answers still count: with retries after 250 ms, this spans round trips of seconds.
 const ATTEMPTS_MAX: usize = 4;
+/// When both sides begin, the one with the smaller key does not answer for this long: its own initiation is on the way.
+/// After that perhaps it never gets through, and the other one's did.
+const TIE_BREAK: Duration = Duration::from_secs(1);
 /// A HINT leads to at most one handshake in this time.
 const HINT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -142,6 +145,7 @@ struct Attempt {
 }
 
 struct Retry {
+    since: Instant,
     at: Instant,
     until: Instant,
     backoff: Backoff,
@@ -220,7 +224,7 @@ impl Link {
     /// Wants a session: the first initiation is due now, unless some are under way.
     pub fn start(&mut self, now: Instant) {
         if self.retry.is_none() {
-            self.retry = Some(Retry { at: now, until: now + GIVE_UP, backoff: Backoff::new(RETRY) });
+            self.retry = Some(Retry { since: now, at: now, until: now + GIVE_UP, backoff: Backoff::new(RETRY) });
         }
     }
 
@@ -281,14 +285,14 @@ impl Link {
             HandshakeHeader { kind: Kind::Init, suites: node.suites.0, sender: index, detail: node.network.tag() };
         let header = header.to_bytes();
         let payload = node.payload(node.suites.0, index).to_bytes();
+        if let Some(retry) = &mut self.retry {
+            retry.at = now + retry.backoff.next(rng);
+        }
         let (state, noise) = IkInitiator::start(&node.identity, &self.remote, &self.psk, &header, &payload, rng)?;
         if self.attempts.len() == ATTEMPTS_MAX {
             self.attempts.pop_front();
         }
         self.attempts.push_back(Attempt { index, state, offered: node.suites, read: None });
-        if let Some(retry) = &mut self.retry {
-            retry.at = now + retry.backoff.next(rng);
-        }
         Ok(self.macs.finish(&header, &noise, now))
     }
 
@@ -355,9 +359,12 @@ impl Link {
         if freshness <= self.freshest {
             return Err(DropReason::StaleHandshake);
         }
-        // Both began at once: the side with the smaller key stays initiator. It will be answered, so only a session
-        // is kept from being made twice.
-        if !self.attempts.is_empty() && self.current.is_none() && node.identity.public < self.remote {
+        // Both began at once (a first session or a renewal): the side with the smaller key stays initiator, or each
+        // would answer the other and drop what the other answers.
+        let stays_initiator = !self.attempts.is_empty() && node.identity.public < self.remote;
+        if stays_initiator
+            && self.retry.as_ref().is_some_and(|retry| now.saturating_duration_since(retry.since) < TIE_BREAK)
+        {
             return Err(DropReason::HandshakeRefused);
         }
         let suite = node.suites.choose(Suites(incoming.payload.suites)).ok_or(DropReason::HandshakeRefused)?;
@@ -371,8 +378,10 @@ impl Link {
         let (noise, split) =
             incoming.responder.respond(&self.psk, &payload).map_err(|NoiseError| DropReason::NotAuthentic)?;
         self.freshest = freshness;
-        self.attempts.clear();
-        self.retry = None;
+        if !stays_initiator {
+            self.attempts.clear();
+            self.retry = None;
+        }
         let session = self.adopt(&split, suite, index, incoming.header.sender, now);
         Ok((self.macs.finish(&header.to_bytes(), &noise, now), session))
     }
@@ -428,6 +437,8 @@ impl Link {
         }
         let next = self.next.take().expect("was just looked at");
         next.mark(now);
+        self.attempts.clear();
+        self.retry = None;
         if let Some(current) = self.current.replace(next) {
             self.previous = Some(current);
         }
@@ -506,6 +517,39 @@ mod tests {
         };
         let (to_bob, to_alice) = (link(&alice, &bob), link(&bob, &alice));
         (End { node: alice, link: to_bob }, End { node: bob, link: to_alice }, rng)
+    }
+
+    #[test]
+    fn renewals_begun_by_both_sides_at_once_end_in_one_session() {
+        let (mut alice, mut bob, mut rng) = pair(8);
+        let start = Instant::now();
+        let init = initiate(&mut alice, start, &mut rng);
+        let resp = respond(&mut bob, &init, start, &mut rng).expect("answers");
+        complete(&mut alice, &resp, start).expect("completes");
+        confirm(&alice, &mut bob, start);
+        let now = start + Duration::from_secs(171);
+        let (from_alice, from_bob) = (initiate(&mut alice, now, &mut rng), initiate(&mut bob, now, &mut rng));
+        let to_alice = respond(&mut bob, &from_alice, now, &mut rng);
+        let to_bob = respond(&mut alice, &from_bob, now, &mut rng);
+        assert!(to_alice.is_ok() != to_bob.is_ok(), "exactly one answers");
+    }
+
+    #[test]
+    fn who_is_called_and_cannot_get_through_itself_answers_after_a_second() {
+        let (mut alice, mut bob, mut rng) = pair(9);
+        if alice.node.identity.public > bob.node.identity.public {
+            std::mem::swap(&mut alice, &mut bob);
+        }
+        let start = Instant::now();
+        initiate(&mut alice, start, &mut rng);
+        let early = initiate(&mut bob, start, &mut rng);
+        assert_eq!(respond(&mut alice, &early, start, &mut rng), Err(DropReason::HandshakeRefused));
+        let now = start + Duration::from_millis(1500);
+        let late = initiate(&mut bob, now, &mut rng);
+        let resp = respond(&mut alice, &late, now, &mut rng).expect("answers now");
+        complete(&mut bob, &resp, now).expect("completes");
+        confirm(&bob, &mut alice, now);
+        assert!(!alice.link.is_initiating(), "its own attempt is over");
     }
 
     fn initiate(end: &mut End, now: Instant, rng: &mut StdRng) -> Vec<u8> {

@@ -1,8 +1,8 @@
 //! The ways to one peer: which are proven, which is used, when to probe them.
 //!
 //! A path is a [`Route`]. Candidates become valid only by a reply to a probe with a challenge of ours, sent from that
-//! very address inside the session; a relay channel counts as valid while the server is there, because the server
-//! checks who uses it. The lowest tier wins (direct before relay), inside a tier the smaller round trip, and a change
+//! very address inside the session; a relay channel counts as valid from the start, because the server checks who
+//! uses it, and as suspect when the peer does not answer through it. The lowest tier wins (direct before relay), inside a tier the smaller round trip, and a change
 //! needs a clear gain. Nothing here sends: the owner asks which probes are due.
 
 use std::time::{Duration, Instant};
@@ -107,12 +107,12 @@ impl Paths {
         self.list.iter().find(|path| path.route == *route)
     }
 
-    /// Takes up a candidate, to be probed at once. One that is known and not valid is probed anew. `false` if there
-    /// are too many.
+    /// Takes up a candidate, to be probed at once. One that is known and suspect is probed anew, if it waits for its
+    /// next round. `false` if there are too many.
     pub fn add(&mut self, route: Route, now: Instant) -> bool {
         if let Some(path) = self.list.iter_mut().find(|path| path.route == route) {
-            if path.state != State::Valid && path.step >= ROUND.len() {
-                path.begin_round(now, 0);
+            if path.state == State::Suspect && path.round > 0 && path.step == 0 {
+                path.begin_round(now, path.round);
             }
             return true;
         }
@@ -139,6 +139,17 @@ impl Paths {
             missed: 0,
         });
         true
+    }
+
+    /// Takes up a route that an authentic datagram came by and that nobody announced: one round of probes, and the next
+    /// only after minutes.
+    pub fn add_seen(&mut self, route: Route, now: Instant) -> bool {
+        let known = self.get(&route).is_some();
+        let added = self.add(route, now);
+        if let Some(path) = self.list.iter_mut().find(|path| !known && path.route == route) {
+            path.round = ROUND_WAITS.len() - 1;
+        }
+        added
     }
 
     /// A route that is proven by other means: a handshake completed over it, or it is a relay channel.
@@ -183,16 +194,20 @@ impl Paths {
     pub fn handle_timeout(&mut self, now: Instant, busy: bool, rng: &mut impl Rng) -> (Vec<Probe>, Vec<PathEvent>) {
         let (mut probes, mut events) = (Vec::new(), Vec::new());
         let active = self.active;
+        let stranded = busy && self.is_stranded();
         for path in self.list.iter_mut().filter(|path| now >= path.probe_at) {
             if path.outstanding.is_some() {
                 path.missed += 1;
             }
-            if path.state == State::Valid && path.missed >= MISSED_MAX && path.route.is_direct() {
+            if path.state == State::Valid && path.missed >= MISSED_MAX {
                 path.state = State::Suspect;
                 path.begin_round(now, 0);
                 events.push(PathEvent::Lost(path.route));
             }
             path.schedule(now, busy, active == Some(path.route), rng);
+            if stranded && path.state == State::Suspect {
+                path.probe_at = path.probe_at.min(now + PROBE_BUSY);
+            }
             path.sequence += 1;
             let challenge = rng.next_u64();
             path.older = path.outstanding;
@@ -205,12 +220,22 @@ impl Paths {
         (probes, events)
     }
 
-    /// Frames pass again after a quiet time: the path in use is probed soon.
+    /// Frames pass again after a quiet time: the path in use is probed at once, and where none is valid all that were.
     pub fn wake(&mut self, now: Instant) {
         let active = self.active;
-        if let Some(path) = self.list.iter_mut().find(|path| Some(path.route) == active) {
-            path.probe_at = path.probe_at.min(now + PROBE_BUSY);
+        let stranded = self.is_stranded();
+        for path in &mut self.list {
+            if (Some(path.route) == active || (stranded && path.state == State::Suspect))
+                && path.probe_at > now + PROBE_BUSY
+            {
+                path.probe_at = now;
+            }
         }
+    }
+
+    /// No path is valid: whichever answers first is to be used.
+    fn is_stranded(&self) -> bool {
+        self.list.iter().all(|path| path.state != State::Valid)
     }
 
     /// A reply to a probe, from the route it came by.
@@ -368,6 +393,19 @@ mod tests {
             }
         }
         assert_eq!(paths.active(), Some(direct(1)));
+    }
+
+    #[test]
+    fn a_relay_that_never_answers_is_not_asked_many_times_a_second() {
+        let (start, mut rng, mut paths) = (Instant::now(), StdRng::seed_from_u64(1), Paths::default());
+        paths.prove(relay(), start);
+        let (mut now, mut sent) = (start, 0);
+        while now - start < Duration::from_secs(100) {
+            now = paths.poll_timeout().expect("probes go on").max(now);
+            sent += paths.handle_timeout(now, false, &mut rng).0.len();
+        }
+        assert_eq!(paths.active(), Some(relay()), "there is nothing better");
+        assert!(sent < 50, "{sent} probes in 100 s");
     }
 
     #[test]

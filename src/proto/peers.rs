@@ -18,8 +18,8 @@ use super::cookie::{Admit, Gate};
 use super::crypto::Trust;
 use super::guard::{PeerCredentials, Rights};
 use super::link::{Incoming, Link, Node};
-use super::map::{Gap, MapEvent, MemberMap};
-use super::path::{PathEvent, Paths, Probe};
+use super::map::{MapEvent, MemberMap};
+use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex};
@@ -44,6 +44,12 @@ const INITIATIONS_PER_SECOND: u32 = 10;
 const LOAD_LIMIT: u32 = 100;
 /// The map is written down at most this often.
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Addresses that a peer was seen at are taken up as candidates so many at once, then one in [`SIGHTING_EVERY`]: where
+/// both NATs use a port per destination, each probe is seen from a new one and would make the next.
+const SIGHTINGS_MAX: u32 = 4;
+const SIGHTING_EVERY: Duration = Duration::from_secs(60);
+/// Ways one answer goes back at the most.
+const ANSWER_ROUTES_MAX: usize = 4;
 /// Direct addresses an initiation goes to besides the relay.
 const DIAL_MAX: usize = 6;
 
@@ -72,12 +78,29 @@ pub enum Output {
 /// What an operator would be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    Session { peer: String, route: Route },
-    PathChanged { peer: String, to: Option<Route> },
-    PathLost { peer: String, route: Route },
-    Left { peer: String },
-    Unreachable { peer: String },
-    Revoked { peer: String },
+    Session {
+        peer: String,
+        route: Route,
+    },
+    PathChanged {
+        peer: String,
+        to: Option<Route>,
+    },
+    PathLost {
+        peer: String,
+        route: Route,
+    },
+    Left {
+        peer: String,
+    },
+    Unreachable {
+        peer: String,
+    },
+    Revoked {
+        peer: String,
+    },
+    /// Our own membership ended, by the network's signature.
+    OwnRevoked,
 }
 
 /// How a peer is reached, in words.
@@ -109,6 +132,13 @@ pub struct PeerDescription {
     pub meter: Arc<Meter>,
 }
 
+/// An answer, and every way it went: copies of one initiation come by several, and perhaps only one leads back.
+struct Answer {
+    freshness: (u64, u32),
+    datagram: Vec<u8>,
+    routes: Vec<Route>,
+}
+
 struct Peer {
     idx: PeerIdx,
     key: PublicKey,
@@ -117,11 +147,27 @@ struct Peer {
     channel: Option<crate::ids::ChannelToken>,
     lookup: Option<(Instant, Backoff)>,
     candidates: Vec<Candidate>,
-    /// Where the handshake that made the unconfirmed session came from.
-    handshake_via: Option<Route>,
+    /// Our answer to the newest initiation, until a session comes of it.
+    answer: Option<Answer>,
     answered: (Instant, u32),
     probing: bool,
     said_candidates: u32,
+    /// Sightings that may be taken up, and since when that is counted.
+    sightings: (u32, Instant),
+}
+
+impl Peer {
+    /// Whether one more address that was only seen becomes a candidate.
+    fn may_take_up(&mut self, now: Instant) -> bool {
+        let (left, since) = &mut self.sightings;
+        let earned = now.saturating_duration_since(*since).as_secs() / SIGHTING_EVERY.as_secs();
+        if earned > 0 {
+            (*left, *since) = (SIGHTINGS_MAX.min(left.saturating_add(earned as u32)), now);
+        }
+        let may = *left > 0;
+        *left = left.saturating_sub(1);
+        may
+    }
 }
 
 /// The core.
@@ -255,10 +301,7 @@ impl Peers {
     pub fn set_certificate(&mut self, certificate: [u8; CERT_LEN]) {
         let Ok(parsed) = self.trust.check(&certificate) else { return };
         self.node.certificate = certificate;
-        let prefix4 = ipnet::Ipv4Net::new(parsed.ip4, parsed.prefix4).ok().map(|net| IpNet::V4(net.trunc()));
-        let prefix6 =
-            parsed.ip6.and_then(|ip6| ipnet::Ipv6Net::new(ip6, parsed.prefix6).ok()).map(|net| IpNet::V6(net.trunc()));
-        self.overlay = prefix4.into_iter().chain(prefix6).collect();
+        self.overlay = leased_networks(&parsed);
     }
 
     /// Our own addresses, told to peers directly.
@@ -290,9 +333,12 @@ impl Peers {
         let idxs: Vec<_> = self.peers.keys().copied().collect();
         for idx in idxs {
             let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            peer.channel = None;
             if peer.link.session().is_some() || peer.link.is_initiating() {
                 peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
                 self.reschedule(idx);
+            } else {
+                peer.paths.drop_relays();
             }
         }
     }
@@ -302,6 +348,11 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if peer.link.session().is_some() {
             self.outputs.push_back(Output::Ready(idx));
+            return;
+        }
+        if !self.map.get(&peer.key).is_some_and(|member| self.trust.holds(&member.certificate)) {
+            // Revoked or expired: nobody may answer in its name.
+            self.outputs.push_back(Output::Unreachable(idx));
             return;
         }
         if !peer.link.is_initiating() {
@@ -315,10 +366,9 @@ impl Peers {
     pub fn handle_server(&mut self, message: Control, now: Instant) {
         match message {
             Control::PeerDelta { from, to, head, reset, changes } => {
-                match self.map.apply((from, to, head, reset), &changes, &mut self.trust) {
-                    Ok(events) => self.map_changed(&events, now),
-                    // Saying again what we have asks for what is missing.
-                    Err(Gap) => {}
+                // After a gap, saying again what we have asks for what is missing.
+                if let Ok(events) = self.map.apply((from, to, head, reset), &changes, &mut self.trust) {
+                    self.map_changed(&events, now);
                 }
                 self.outputs.push_back(Output::MapAt(self.map.version()));
             }
@@ -385,14 +435,16 @@ impl Peers {
             peer.channel = Some(token);
             peer.paths.drop_relays();
         }
-        if let Some(server) = server {
-            peer.paths.prove(Route::relayed(server, token), now);
+        if let Some(route) = server.map(|server| Route::relayed(server, token))
+            && peer.paths.get(&route).is_none()
+        {
+            peer.paths.prove(route, now);
         }
         peer.candidates = candidates;
+        self.outputs.push_back(Output::Changed);
         let has_session = peer.link.session().is_some();
         if has_session {
             self.take_candidates(idx, now);
-            self.outputs.push_back(Output::Changed);
         } else if self.peers[&idx].link.is_initiating() && !introduced {
             // The first initiation could not go by the relay; now it can.
             if let Some(peer) = self.peers.get_mut(&idx) {
@@ -423,8 +475,10 @@ impl Peers {
     pub fn seen_from(&mut self, idx: PeerIdx, via: Route, now: Instant) {
         let dialable = self.direct && is_dialable(via.endpoint.addr, &self.overlay);
         let Some(peer) = self.peers.get_mut(&idx) else { return };
-        if via.is_direct() && dialable && peer.link.session().is_some() {
-            peer.paths.add(via, now);
+        let known = peer.paths.get(&via).is_some();
+        let new = !known && via.is_direct() && dialable;
+        if peer.link.session().is_some() && (known || (new && peer.may_take_up(now))) {
+            peer.paths.add_seen(via, now);
             peer.probing = true;
             self.reschedule(idx);
         }
@@ -499,6 +553,16 @@ impl Peers {
         let idx = self.admit(&incoming.payload.certificate, &certificate, now)?;
         let index = self.fresh_index();
         let peer = self.peers.get_mut(&idx).ok_or(DropReason::UnknownPeer)?;
+        let freshness = (incoming.payload.boot, incoming.payload.sequence);
+        if let Some(answer) = peer.answer.as_mut().filter(|answer| answer.freshness == freshness) {
+            if answer.routes.len() >= ANSWER_ROUTES_MAX || answer.routes.contains(&via) {
+                return Err(DropReason::StaleHandshake);
+            }
+            answer.routes.push(via);
+            let datagram = answer.datagram.clone();
+            self.send(via, datagram);
+            return Ok(());
+        }
         if now.saturating_duration_since(peer.answered.0) >= Duration::from_secs(1) {
             peer.answered = (now, 0);
         }
@@ -507,7 +571,7 @@ impl Peers {
             return Err(DropReason::HandshakeFlood);
         }
         let (datagram, session) = peer.link.respond(&mut self.node, incoming, index, now)?;
-        peer.handshake_via = Some(via);
+        peer.answer = Some(Answer { freshness, datagram: datagram.clone(), routes: vec![via] });
         self.index_of.insert(session.local_index, idx);
         self.send(via, datagram);
         self.outputs.push_back(Output::Changed);
@@ -560,7 +624,16 @@ impl Peers {
         let Owner::Peer(idx) = session.owner else { return };
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if peer.link.confirm(session.local_index, now) {
-            self.session_up(idx, via, now);
+            // Our answer got there by a way it went; where the confirmation came from may be a one-way street.
+            let answered = peer.answer.take().map(|answer| answer.routes).unwrap_or_default();
+            // Where it went several ways, the relay's is the one that leads back for certain.
+            let relayed = answered.iter().find(|route| !route.is_direct());
+            let back = answered.iter().find(|route| **route == via);
+            let proven = relayed.or(back).or(answered.first()).copied().unwrap_or(via);
+            self.session_up(idx, proven, now);
+            if proven != via {
+                self.seen_from(idx, via, now);
+            }
         }
     }
 
@@ -581,7 +654,8 @@ impl Peers {
         session.meter.heard(self.epoch.ms(now));
         session.confirm();
         self.confirmed(session, via, now);
-        if self.peers.get(&idx).is_some_and(|peer| peer.paths.get(&via).is_none()) {
+        let valid = |peer: &Peer| peer.paths.get(&via).is_some_and(|path| path.state == State::Valid);
+        if self.peers.get(&idx).is_some_and(|peer| !valid(peer)) {
             self.seen_from(idx, via, now);
         }
         for message in messages {
@@ -608,8 +682,9 @@ impl Peers {
                 let Some(peer) = self.peers.get_mut(&idx) else { return };
                 // What the server observed stays; the peer knows its own interfaces best.
                 let observed: Vec<_> =
-                    peer.candidates.iter().copied().filter(|c| c.kind == CandidateKind::Observed).collect();
-                peer.candidates = observed.into_iter().chain(list).collect();
+                    peer.candidates.iter().copied().filter(|c| c.kind == CandidateKind::Observed).take(2).collect();
+                let list = list.into_iter().filter(|said| !observed.iter().any(|seen| seen.addr == said.addr));
+                peer.candidates = list.chain(observed.iter().copied()).take(CANDIDATES_MAX).collect();
                 self.take_candidates(idx, now);
             }
             Control::Revoke(object) => self.handle_revocation(&object, Some(idx), now),
@@ -647,6 +722,10 @@ impl Peers {
             return;
         }
         self.save_at.get_or_insert(now + SAVE_INTERVAL);
+        let own = Certificate::parse(&self.node.certificate);
+        if own.is_ok_and(|own| own.key == self.node.identity.public && !self.trust.holds(&own)) {
+            self.event(Event::OwnRevoked);
+        }
         let message = Control::Revoke(object.to_vec());
         let idxs: Vec<_> = self.peers.keys().copied().collect();
         for idx in idxs {
@@ -683,12 +762,19 @@ impl Peers {
 
     fn session_up(&mut self, idx: PeerIdx, via: Route, now: Instant) {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
-        peer.handshake_via = None;
+        peer.answer = None;
         peer.lookup = peer.lookup.take().filter(|_| peer.channel.is_none());
         let before = peer.paths.active();
+        // The channel it came by is newer than the one we know, if that is another: the server may have restarted.
+        if Some(via.endpoint) == self.server && via.relay.is_some() && via.relay != peer.channel {
+            peer.channel = via.relay;
+            peer.paths.drop_relays();
+        }
         let event = peer.paths.prove(via, now);
-        if let (Some(server), Some(token)) = (self.server, peer.channel) {
-            peer.paths.prove(Route::relayed(server, token), now);
+        if let Some(route) = self.server.zip(peer.channel).map(|(server, token)| Route::relayed(server, token))
+            && peer.paths.get(&route).is_none()
+        {
+            peer.paths.prove(route, now);
         }
         peer.probing = true;
         self.paths_changed(idx, before, event, now);
@@ -711,10 +797,15 @@ impl Peers {
         if let Some(PathEvent::Validated(route)) = event
             && route.is_direct()
         {
+            peer.sightings = (SIGHTINGS_MAX, now);
             self.map.reached(&key, route.endpoint.addr);
             self.save_at.get_or_insert(now + SAVE_INTERVAL);
         }
         if let Some(PathEvent::Lost(route)) = event {
+            // Perhaps the channel is gone at the server; asking gives the one that holds.
+            if !route.is_direct() && peer.lookup.is_none() {
+                peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
+            }
             let peer = self.name(idx);
             self.event(Event::PathLost { peer, route });
         }
@@ -737,12 +828,27 @@ impl Peers {
         }
         if now >= self.mark_at {
             self.mark_at = now + Duration::from_secs(1);
-            self.peers.values().for_each(|peer| peer.link.mark(now));
+            self.mark(now);
             self.sweep_indices();
         }
         if self.save_at.is_some_and(|at| now >= at) {
             self.save_at = None;
             self.outputs.push_back(Output::Save);
+        }
+    }
+
+    /// Once a second: where the counters stand, and whose paths carry frames again.
+    fn mark(&mut self, now: Instant) {
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        for idx in idxs {
+            let epoch = self.epoch;
+            let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            peer.link.mark(now);
+            let used = peer.link.meter().used_ms().map(|ms| epoch.at(ms));
+            if peer.probing && used.is_some_and(|used| now.saturating_duration_since(used) < BUSY) {
+                peer.paths.wake(now);
+                self.reschedule(idx);
+            }
         }
     }
 
@@ -803,6 +909,9 @@ impl Peers {
             peer.lookup = Some((at, backoff));
             return;
         }
+        if peer.link.session().is_none() && !peer.link.is_initiating() {
+            return;
+        }
         let wait = backoff.next(&mut self.rng);
         peer.lookup = Some((now + wait, backoff));
         self.outputs.push_back(Output::ToServer(Control::PeerLookup { key: peer.key }));
@@ -819,9 +928,6 @@ impl Peers {
             return;
         }
         let busy = quiet.is_some_and(|quiet| quiet < BUSY);
-        if busy {
-            peer.paths.wake(now);
-        }
         let before = peer.paths.active();
         let (probes, events) = peer.paths.handle_timeout(now, busy, &mut self.rng);
         for Probe { route, sequence, challenge, path } in probes {
@@ -903,10 +1009,11 @@ impl Peers {
             channel: None,
             lookup: None,
             candidates: Vec::new(),
-            handshake_via: None,
+            answer: None,
             answered: (now, 0),
             probing: false,
             said_candidates: 0,
+            sightings: (SIGHTINGS_MAX, now),
         }
     }
 
@@ -1003,6 +1110,13 @@ pub fn credentials(certificate: &Certificate) -> PeerCredentials {
         ip6: certificate.ip6,
         rights: Rights(certificate.rights),
     }
+}
+
+/// The prefixes of the network a lease belongs to.
+pub fn leased_networks(lease: &Certificate) -> Vec<IpNet> {
+    let four = IpNet::new(lease.ip4.into(), lease.prefix4).ok();
+    let six = lease.ip6.and_then(|ip6| IpNet::new(ip6.into(), lease.prefix6).ok());
+    four.into_iter().chain(six).map(|net| net.trunc()).collect()
 }
 
 /// Whether an address may be a path: a unicast address outside the network itself, with a port.

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::backoff::Backoff;
 use super::cookie::Macs;
-use super::crypto::{Secret32, TransportKeys, enrol_mac1_key, transport_keys};
+use super::crypto::{Secret32, TransportKeys, enrol_mac1_key, mac16, same_mac, transport_keys};
 use super::link::{Incoming, Link, Node};
 use super::noise::{NoiseError, XxInitiator};
 use super::session::{Meter, Owner, Session, SessionParts};
@@ -177,6 +177,7 @@ impl ServerLink {
         seed: [u8; 32],
     ) -> Self {
         let meter = Arc::new(Meter::default());
+        let held = node.certificate != [0; CERT_LEN];
         let link = pinned.map(|pinned| {
             node.network = pinned.network;
             let mut link = Link::new(Owner::Server, pinned.server, &node, meter.clone(), true);
@@ -199,7 +200,7 @@ impl ServerLink {
             meter,
             endpoint: None,
             attached: false,
-            leased: false,
+            leased: held,
             releasing: false,
             request_at: None,
             keepalive_at: None,
@@ -371,7 +372,7 @@ impl ServerLink {
         self.enrol_started.get_or_insert(now);
         if let Some(Enrolment::Sent { message, parts, .. }) = &self.enrolment {
             // The last message may have been lost; after a while begin again.
-            if self.enrol_backoff.attempts() % 4 != 0 {
+            if !self.enrol_backoff.attempts().is_multiple_of(4) {
                 let (to, datagram) = (parts.from, message.clone());
                 self.outputs.push_back(Output::Send { to, datagram });
                 return;
@@ -455,6 +456,9 @@ impl ServerLink {
     /// The server calls: it restarted and knows where we were.
     fn handle_init(&mut self, from: Endpoint, view: &HandshakeView<'_>, now: Instant) -> Result<(), DropReason> {
         let link = self.link.as_mut().ok_or(DropReason::UnknownPeer)?;
+        if !same_mac(&mac16(&self.node.mac1_key(), view.before_mac1), &view.mac1) {
+            return Err(DropReason::BadMac1);
+        }
         let incoming = Incoming::read(&self.node, view, &mut self.rng)?;
         if incoming.remote() != link.remote() {
             return Err(DropReason::UnknownPeer);
@@ -563,25 +567,32 @@ impl ServerLink {
                     self.refusals += 1;
                     if self.refusals >= REFUSALS_BELIEVED {
                         self.refusals = 0;
-                        if self.join.is_some() && !self.leased {
-                            self.enrol_anew(now);
-                        } else {
-                            self.outputs.push_back(Output::Refused(Refusal::NotAMember));
-                        }
+                        self.not_a_member(now);
                     }
                 }
             }
         }
     }
 
-    /// The server has forgotten us since the last start, or never gave us a lease, and there is an invitation: first
-    /// contact again. Not after a lease in this life, for then somebody has just removed us.
-    fn enrol_anew(&mut self, now: Instant) {
-        self.link = None;
-        self.pinned = None;
+    /// The server does not know us. With an invitation and no lease in this life, first contact is made again: it
+    /// stopped between our enrolment and the lease, or removed us before this start. After a lease in this life somebody
+    /// has just removed us.
+    fn not_a_member(&mut self, now: Instant) {
+        if self.leased || self.join.is_none() {
+            self.outputs.push_back(Output::Refused(Refusal::NotAMember));
+            return;
+        }
+        if let Some(link) = &mut self.link {
+            link.close();
+        }
+        (self.link, self.pinned, self.enrolment) = (None, None, None);
         self.node.certificate = [0; CERT_LEN];
+        (self.keepalive_at, self.request_at) = (None, None);
         self.enrol_at = Some(now);
         self.outputs.push_back(Output::SessionsChanged);
+        if std::mem::take(&mut self.attached) {
+            self.outputs.push_back(Output::Detached);
+        }
     }
 
     /// Control messages of an authentic datagram, opened.
