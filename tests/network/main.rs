@@ -4,13 +4,13 @@
 //! however it ends. They run beside each other; those that measure times or rates take turns (`lab::alone`).
 
 //mod attack;
-//mod bad_input;
-//mod commands;
-//mod ethernet;
+mod bad_input;
+mod commands;
+mod ethernet;
 //mod flood;
 mod join;
 mod lab;
 mod leases;
 mod members;
-//mod nat;
+mod nat;
 //mod secrecy;
