@@ -763,13 +763,15 @@ impl Peers {
     fn session_up(&mut self, idx: PeerIdx, via: Route, now: Instant) {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         peer.answer = None;
-        peer.lookup = peer.lookup.take().filter(|_| peer.channel.is_none());
         let before = peer.paths.active();
         // The channel it came by is newer than the one we know, if that is another: the server may have restarted.
         if Some(via.endpoint) == self.server && via.relay.is_some() && via.relay != peer.channel {
             peer.channel = via.relay;
             peer.paths.drop_relays();
         }
+        // Who was called directly has no channel yet, and needs one when the direct path goes dark.
+        let wanted = peer.lookup.take().unwrap_or_else(|| (now, Backoff::new(LOOKUP_RETRY)));
+        peer.lookup = peer.channel.is_none().then_some(wanted);
         let event = peer.paths.prove(via, now);
         if let Some(route) = self.server.zip(peer.channel).map(|(server, token)| Route::relayed(server, token))
             && peer.paths.get(&route).is_none()

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use rand::{Rng, RngExt};
+use rand::RngExt;
 
 use super::Sim;
 use super::net::{Nat, Place, Quality};
@@ -291,7 +291,7 @@ impl Run {
             self.sim.fail(&format!("{rate:.1} datagrams per client and second in an idle network: {kinds:02x?}"));
         }
         // Now and then to the very end: unused sessions are given up, and only keepalives to the server remain.
-        if self.sim.rng.next_u32() % 10 != 0 {
+        if !self.sim.rng.random_bool(0.1) {
             return rate;
         }
         self.sim.run_for(Duration::from_secs(370));

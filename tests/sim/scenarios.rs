@@ -48,6 +48,33 @@ fn an_answer_comes_back_though_the_first_copy_of_the_question_came_by_a_one_way_
 }
 
 #[test]
+fn who_was_only_ever_called_directly_has_the_relay_to_fall_back_on() {
+    let mut sim = Sim::new(22);
+    let [anna, ben] = sim.public(["anna", "ben"]);
+    sim.start();
+    sim.ping(anna, ben);
+    sim.expect("a direct path", secs(5), |sim| sim.is_direct(anna, ben));
+    sim.run_for(secs(5));
+    sim.crash_client(ben);
+    sim.start_client(ben);
+    sim.run_for(secs(1));
+    sim.net.cut(Place::Server, Place::Client(anna));
+    sim.send(anna, ben);
+    sim.run_for(secs(2));
+    assert!(sim.is_direct(ben, anna), "anna called because of a hint");
+    sim.net.mend_all();
+    sim.run_for(secs(10));
+    sim.net.cut(Place::Client(anna), Place::Client(ben));
+    let mut frames = Vec::new();
+    let took = sim.expect("ben reaches anna by the relay", secs(5), |sim| {
+        frames.push(sim.send(ben, anna));
+        sim.run_for(Duration::from_millis(100));
+        frames.iter().any(|frame| sim.arrived(*frame, anna))
+    });
+    assert!(took <= secs(4), "{took:?}");
+}
+
+#[test]
 fn neighbours_behind_one_nat_use_their_lan_addresses() {
     let mut sim = Sim::new(3);
     let [anna, ben] = sim.home(Nat::HOME, ["anna", "ben"]);
