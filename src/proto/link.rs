@@ -51,6 +51,8 @@ const ATTEMPTS_MAX: usize = 4;
 /// When both sides begin, the one with the smaller key does not answer for this long: its own initiation is on the way.
 /// After that perhaps it never gets through, and the other one's did.
 const TIE_BREAK: Duration = Duration::from_secs(1);
+/// Who wanted a session, and answered the other side instead, begins again when that is not confirmed in this time.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 /// A HINT leads to at most one handshake in this time.
 const HINT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -380,7 +382,10 @@ impl Link {
         self.freshest = freshness;
         if !stays_initiator {
             self.attempts.clear();
-            self.retry = None;
+            // Our answer or its confirmation may be lost, and the other side may stop trying: then we go on.
+            if let Some(retry) = &mut self.retry {
+                retry.at = now + ANSWER_PATIENCE;
+            }
         }
         let session = self.adopt(&split, suite, index, incoming.header.sender, now);
         Ok((self.macs.finish(&header.to_bytes(), &noise, now), session))
@@ -532,6 +537,20 @@ mod tests {
         let to_alice = respond(&mut bob, &from_alice, now, &mut rng);
         let to_bob = respond(&mut alice, &from_bob, now, &mut rng);
         assert!(to_alice.is_ok() != to_bob.is_ok(), "exactly one answers");
+    }
+
+    #[test]
+    fn who_gave_way_goes_on_when_nothing_comes_of_it() {
+        let (mut alice, mut bob, mut rng) = pair(10);
+        if alice.node.identity.public > bob.node.identity.public {
+            std::mem::swap(&mut alice, &mut bob);
+        }
+        let now = Instant::now();
+        initiate(&mut bob, now, &mut rng);
+        let init = initiate(&mut alice, now, &mut rng);
+        respond(&mut bob, &init, now, &mut rng).expect("gives way; the answer is lost, and alice is gone");
+        assert!(!bob.link.handle_timeout(now + Duration::from_secs(1), None).initiate);
+        assert!(bob.link.handle_timeout(now + Duration::from_secs(2), None).initiate);
     }
 
     #[test]

@@ -286,7 +286,7 @@ impl Run {
         self.sim.kinds.clear();
         self.sim.run_for(Duration::from_secs(40));
         let rate = (self.sim.datagrams - before) as f64 / 40.0 / clients;
-        if rate > 1.0 + clients {
+        if rate > 2.0 + clients {
             let kinds = &self.sim.kinds;
             self.sim.fail(&format!("{rate:.1} datagrams per client and second in an idle network: {kinds:02x?}"));
         }
