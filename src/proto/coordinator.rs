@@ -170,10 +170,22 @@ struct Member {
 }
 
 enum Pending {
-    Grant { key: PublicKey, session: Arc<Session>, is_new: bool },
-    Reply { request: u64, reply: Reply },
+    Grant {
+        key: PublicKey,
+        session: Arc<Session>,
+        is_new: bool,
+    },
+    Reply {
+        request: u64,
+        reply: Reply,
+    },
     /// `released` is what the member hears once it is true, if it was its own wish.
-    Kick { request: u64, key: PublicKey, revocation: Vec<u8>, released: Option<(Endpoint, Vec<u8>)> },
+    Kick {
+        request: u64,
+        key: PublicKey,
+        revocation: Vec<u8>,
+        released: Option<(Endpoint, Vec<u8>)>,
+    },
     Nothing,
 }
 
@@ -853,13 +865,7 @@ impl Coordinator {
         }
     }
 
-    fn remove(
-        &mut self,
-        key: &PublicKey,
-        request: Option<u64>,
-        released: Option<(Endpoint, Vec<u8>)>,
-        _now: Instant,
-    ) {
+    fn remove(&mut self, key: &PublicKey, request: Option<u64>, released: Option<(Endpoint, Vec<u8>)>, _now: Instant) {
         let Some(record) = self.members.get(key).and_then(|member| member.record.clone()) else { return };
         if let Some(member) = self.members.get_mut(key)
             && std::mem::replace(&mut member.is_leaving, true)

@@ -1,9 +1,10 @@
 //! One remote key and the sessions with it: handshakes in both directions, rekeying, ageing.
 //!
 //! Used alike by a client for each peer and for its server, and by the server for each member. A link says which
-//! bytes to send, never where: paths are its owner's. It keeps up to three sessions, as WireGuard does: `current` to
-//! send with, `previous` for what is still on its way, `next` for one the initiator has not confirmed. A responder
-//! sends on a new session only after the first authentic datagram on it, so a replayed initiation costs one
+//! bytes to send, never where: paths are its owner's. It keeps sessions as WireGuard does: `current` to send with,
+//! `previous` for what is still on its way, `next` for those the initiator has not confirmed. An initiator that learns
+//! of another address sends a new initiation and completes whichever is answered first, so `next` holds as many as
+//! may be in flight. A responder sends on a new session only after the first authentic datagram on it, so a replayed initiation costs one
 //! computation and changes nothing. Nothing is ever torn down on unauthenticated input.
 
 use std::collections::VecDeque;
@@ -170,7 +171,8 @@ pub struct Link {
     rekey_after: Option<Instant>,
     previous: Option<Arc<Session>>,
     current: Option<Arc<Session>>,
-    next: Option<Arc<Session>>,
+    /// Oldest first.
+    next: VecDeque<Arc<Session>>,
 }
 
 impl Link {
@@ -190,7 +192,7 @@ impl Link {
             rekey_after: None,
             previous: None,
             current: None,
-            next: None,
+            next: VecDeque::new(),
         }
     }
 
@@ -210,7 +212,7 @@ impl Link {
 
     /// All sessions that may still receive.
     pub fn sessions(&self) -> impl Iterator<Item = &Arc<Session>> {
-        [&self.next, &self.current, &self.previous].into_iter().flatten()
+        self.next.iter().rev().chain(&self.current).chain(&self.previous)
     }
 
     /// Indices that datagrams to this link may carry: sessions and initiations in flight.
@@ -251,11 +253,16 @@ impl Link {
     /// Lets time pass. `used` is when frames last passed.
     pub fn handle_timeout(&mut self, now: Instant, used: Option<Instant>) -> Due {
         let mut due = Due::default();
-        for slot in [&mut self.previous, &mut self.current, &mut self.next] {
-            if slot.as_ref().is_some_and(|session| now >= session.born + REJECT_AFTER) {
+        let too_old = |session: &Arc<Session>| now >= session.born + REJECT_AFTER;
+        for slot in [&mut self.previous, &mut self.current] {
+            if slot.as_ref().is_some_and(too_old) {
                 slot.take().inspect(|session| session.expire());
                 due.changed = true;
             }
+        }
+        while let Some(session) = self.next.pop_front_if(|session| too_old(session)) {
+            session.expire();
+            due.changed = true;
         }
         let wanted = self.kept || used.is_some_and(|used| now.saturating_duration_since(used) < USED_WITHIN);
         if self.current.as_ref().is_some_and(|session| now >= rekey_at(session)) {
@@ -415,9 +422,12 @@ impl Link {
             },
             now,
         ));
-        if let Some(replaced) = self.next.replace(session.clone()) {
-            replaced.expire();
+        if self.next.len() == ATTEMPTS_MAX
+            && let Some(oldest) = self.next.pop_front()
+        {
+            oldest.expire();
         }
+        self.next.push_back(session.clone());
         session
     }
 
@@ -426,21 +436,22 @@ impl Link {
         session.mark(now);
         self.attempts.clear();
         self.retry = None;
-        if let Some(next) = self.next.take() {
+        if let Some(next) = self.next.pop_back() {
             // Keys that were never confirmed: the other side may still have sent with them.
             self.previous = Some(next);
+            self.next.drain(..).for_each(|older| older.expire());
         }
         if let Some(current) = self.current.replace(session) {
             self.previous = Some(current);
         }
     }
 
-    /// The first authentic datagram came on a session: if it is `next`, it is to be sent with from here on.
+    /// The first authentic datagram came on a session: if it is a `next`, it is to be sent with from here on.
     pub fn confirm(&mut self, index: SessionIndex, now: Instant) -> bool {
-        if self.next.as_ref().is_none_or(|next| next.local_index != index) {
-            return false;
-        }
-        let next = self.next.take().expect("was just looked at");
+        let Some(at) = self.next.iter().position(|next| next.local_index == index) else { return false };
+        // Younger ones stay: their initiations may have been sent after this one was completed.
+        self.next.drain(..at).for_each(|older| older.expire());
+        let next = self.next.pop_front().expect("was just looked at");
         next.mark(now);
         self.attempts.clear();
         self.retry = None;
@@ -477,7 +488,7 @@ impl Link {
 
     /// Ends all sessions and attempts (a goodbye, a revocation).
     pub fn close(&mut self) {
-        for session in [self.previous.take(), self.current.take(), self.next.take()].into_iter().flatten() {
+        for session in self.previous.take().into_iter().chain(self.current.take()).chain(self.next.drain(..)) {
             session.expire();
         }
         self.attempts.clear();
@@ -551,6 +562,20 @@ mod tests {
         respond(&mut bob, &init, now, &mut rng).expect("gives way; the answer is lost, and alice is gone");
         assert!(!bob.link.handle_timeout(now + Duration::from_secs(1), None).initiate);
         assert!(bob.link.handle_timeout(now + Duration::from_secs(2), None).initiate);
+    }
+
+    #[test]
+    fn of_two_initiations_in_flight_the_one_whose_answer_comes_first_carries() {
+        let (mut alice, mut bob, mut rng) = pair(10);
+        let now = Instant::now();
+        let [one, two] = [(); 2].map(|()| initiate(&mut alice, now, &mut rng));
+        let [first, second] = [one, two].map(|init| respond(&mut bob, &init, now, &mut rng).expect("answers"));
+        complete(&mut alice, &first, now).expect("completes");
+        assert!(complete(&mut alice, &second, now).is_err(), "one is enough");
+        let sent_with = alice.link.session().expect("a session").remote_index;
+        assert!(bob.link.sessions().any(|session| session.local_index == sent_with), "still there");
+        assert!(bob.link.confirm(sent_with, now));
+        assert_eq!(bob.link.session().expect("a session").local_index, sent_with);
     }
 
     #[test]

@@ -31,7 +31,12 @@ fn a_server_that_cannot_start_says_why_in_one_line_and_touches_nothing() {
     let before = files(&world.server);
     refused("port in use", &server(&["--state", &fresh]), 1, &["43439", "in use", "another port"]);
     assert!(!Path::new(&fresh).exists(), "nothing was made");
-    refused("second server on one state", &server(&["--state", &state, "--port", "5000"]), 1, &["is in use by process"]);
+    refused(
+        "second server on one state",
+        &server(&["--state", &state, "--port", "5000"]),
+        1,
+        &["is in use by process"],
+    );
     refused("pool too small", &server(&["--state", &fresh, "--network", "10.0.0.0/31"]), 2, &["--network", "/30"]);
     refused("unknown option", &server(&["--frob"]), 2, &["--frob"]);
     let broken = dir.join("broken.ron");

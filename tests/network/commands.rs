@@ -80,7 +80,11 @@ fn every_command_answers_at_the_role_it_is_for() {
 fn check_tells_every_problem_of_a_file_and_server_and_client_say_the_same() {
     let directory = tempfile::tempdir().expect("a directory");
     for (role, file, problems) in [
-        ("server", "(port: 0,\n network: \"10.0.0.0/31\",\n frob: 1,\n sequential: \"yes\")", ["1:8", "2:11", "3:2", "4:14"]),
+        (
+            "server",
+            "(port: 0,\n network: \"10.0.0.0/31\",\n frob: 1,\n sequential: \"yes\")",
+            ["1:8", "2:11", "3:2", "4:14"],
+        ),
         ("client", "(mtu: 12,\n device: \"a/b\",\n lan: 7,\n join: \"eps://x\")", ["1:7", "2:10", "3:7", "4:8"]),
     ] {
         let path = directory.path().join(format!("{role}.ron"));
@@ -95,7 +99,11 @@ fn check_tells_every_problem_of_a_file_and_server_and_client_say_the_same() {
         }
         let started = program(&[role, "--config", &path]);
         assert_eq!((started.status.code(), text(&started.stderr)), (Some(2), told.clone()));
-        println!("check: {} problems of {role}.ron at once, the first: {}", problems.len(), told.lines().next().unwrap_or_default());
+        println!(
+            "check: {} problems of {role}.ron at once, the first: {}",
+            problems.len(),
+            told.lines().next().unwrap_or_default()
+        );
     }
 }
 

@@ -9,7 +9,7 @@ use eps_actor::io::netns::{can_make_networks, ping_once};
 use eps_actor::io::packet::PacketSocket;
 use eps_actor::wire::ethernet::icmpv6_checksum;
 
-use crate::lab::{SOON, World, beside, join, packets, ping, run_in, until, has_program};
+use crate::lab::{SOON, World, beside, has_program, join, packets, ping, run_in, until};
 
 /// A local experimental EtherType (IEEE 802).
 const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
@@ -101,7 +101,8 @@ fn frames(us: &Facts, them: &Facts) -> Vec<(&'static str, Vec<u8>)> {
     // Somebody's who is not there: the map answers for members.
     solicited ^= 0x77;
     let target = Ipv6Addr::from(solicited);
-    let node_group = Ipv6Addr::from(u128::from("ff02::1:ff00:0".parse::<Ipv6Addr>().expect("an address")) | solicited & 0xff_ffff);
+    let node_group =
+        Ipv6Addr::from(u128::from("ff02::1:ff00:0".parse::<Ipv6Addr>().expect("an address")) | solicited & 0xff_ffff);
     let solicitation = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[1, 1], &us.mac.0].concat();
     let advertisement = [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &us.ip6.octets(), &[2, 1], &us.mac.0].concat();
     let all_nodes: Ipv6Addr = "ff02::1".parse().expect("an address");
@@ -119,36 +120,38 @@ fn frames(us: &Facts, them: &Facts) -> Vec<(&'static str, Vec<u8>)> {
             padded(ethernet(MacAddr(BROADCAST), us.mac, &[8, 6], &arp(1, unknown, [0; 6])), 60),
         ),
         ("an ARP reply", padded(ethernet(them.mac, us.mac, &[8, 6], &arp(2, them.ip4, them.mac.0)), 60)),
-        ("a neighbour solicitation", ethernet(multicast6(node_group), us.mac, &[0x86, 0xdd], &icmp6(node_group, solicitation))),
+        (
+            "a neighbour solicitation",
+            ethernet(multicast6(node_group), us.mac, &[0x86, 0xdd], &icmp6(node_group, solicitation)),
+        ),
         (
             "a neighbour advertisement",
             ethernet(multicast6(all_nodes), us.mac, &[0x86, 0xdd], &icmp6(all_nodes, advertisement)),
         ),
         (
             "a DHCP DISCOVER",
-            ethernet(MacAddr(BROADCAST), us.mac, &[8, 0], &udp4(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, 68, 67, &discover)),
+            ethernet(
+                MacAddr(BROADCAST),
+                us.mac,
+                &[8, 0],
+                &udp4(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, 68, 67, &discover),
+            ),
         ),
         (
             "IPv4 multicast",
             ethernet(MacAddr([1, 0, 0x5e, 0, 0, 0xfb]), us.mac, &[8, 0], &udp4(us.ip4, group4, 5353, 5353, &garbage)),
         ),
-        (
-            "IPv6 multicast",
-            ethernet(multicast6(group6), us.mac, &[0x86, 0xdd], &ipv6(us.ip6, group6, 59, 1, &garbage)),
-        ),
+        ("IPv6 multicast", ethernet(multicast6(group6), us.mac, &[0x86, 0xdd], &ipv6(us.ip6, group6, 59, 1, &garbage))),
         (
             "an IPv4 broadcast",
             ethernet(MacAddr(BROADCAST), us.mac, &[8, 0], &udp4(us.ip4, Ipv4Addr::BROADCAST, 9, 9, &garbage)),
         ),
+        ("a frame in VLAN 42", padded(ethernet(them.mac, us.mac, &tag, &EXPERIMENT), 64)),
+        ("a broadcast in VLAN 42", padded(ethernet(MacAddr(BROADCAST), us.mac, &tag, &EXPERIMENT), 200)),
         (
-            "a frame in VLAN 42",
-            padded(ethernet(them.mac, us.mac, &tag, &EXPERIMENT), 64),
+            "a short IPv4 packet, padded to 60 bytes",
+            padded(ethernet(them.mac, us.mac, &[8, 0], &udp4(us.ip4, them.ip4, 9, 9, b"x")), 60),
         ),
-        (
-            "a broadcast in VLAN 42",
-            padded(ethernet(MacAddr(BROADCAST), us.mac, &tag, &EXPERIMENT), 200),
-        ),
-        ("a short IPv4 packet, padded to 60 bytes", padded(ethernet(them.mac, us.mac, &[8, 0], &udp4(us.ip4, them.ip4, 9, 9, b"x")), 60)),
         ("a jumbo frame", padded(ethernet(them.mac, us.mac, &EXPERIMENT, &[]), MTU + 14)),
         ("an IEEE 802.3 frame with a length", padded(ethernet(them.mac, us.mac, &[0, 40], &[0xf0, 0xf0, 3]), 60)),
     ]

@@ -3,6 +3,7 @@
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
+use eps_actor::ids::SessionIndex;
 use eps_actor::io::netns::{Netns, can_make_networks};
 use eps_actor::proto::admission::open_token;
 use eps_actor::proto::cookie::Macs;
@@ -11,7 +12,6 @@ use eps_actor::proto::noise::{Identity, XxInitiator};
 use eps_actor::wire::handshake::{HandshakeHeader, HandshakePayload, HandshakeView};
 use eps_actor::wire::header::Kind;
 use eps_actor::wire::join::{JoinLine, Token};
-use eps_actor::ids::SessionIndex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

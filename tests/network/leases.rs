@@ -9,7 +9,7 @@ use eps_actor::proto::server_link::Refusal;
 use eps_actor::wire::join::JoinLine;
 
 use crate::lab::{
-    Fate, Member, SOON, World, alone, address, beside, complaints, has_program, join, program, run_in, text, until,
+    Fate, Member, SOON, World, address, alone, beside, complaints, has_program, join, program, run_in, text, until,
     wait_for_end,
 };
 
@@ -193,8 +193,13 @@ fn a_client_has_its_address_within_two_seconds_and_keeps_it_over_restarts_of_bot
 fn state(ns: &Netns) -> String {
     let netlink = ns.netlink().expect("a socket");
     smol::block_on(async {
-        let mut addresses: Vec<String> =
-            netlink.addresses().await.expect("addresses").iter().map(|one| format!("{:?}/{} {}", one.addr, one.prefix, one.name)).collect();
+        let mut addresses: Vec<String> = netlink
+            .addresses()
+            .await
+            .expect("addresses")
+            .iter()
+            .map(|one| format!("{:?}/{} {}", one.addr, one.prefix, one.name))
+            .collect();
         addresses.extend(netlink.routes().await.expect("routes").iter().map(|one| format!("{one:?}")));
         addresses.sort();
         addresses.join("\n")

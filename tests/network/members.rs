@@ -104,10 +104,9 @@ fn a_kicked_member_comes_back_with_a_new_invitation_and_only_then() {
     let control = world.server.control_path().display().to_string();
     assert!(program(&["kick", "ada", "--control", &control]).status.success());
     assert_eq!(wait_for_end(&ada).code(), Some(1), "{}", ada.log());
-    for (more, words) in [
-        (&[][..], "does not know this machine"),
-        (&["--join", &used], "did not accept the invitation"),
-    ] {
+    for (more, words) in
+        [(&[][..], "does not know this machine"), (&["--join", &used], "did not accept the invitation")]
+    {
         ada.start(more).expect("started");
         assert_eq!(wait_for_end(&ada).code(), Some(1), "{}", ada.log());
         let log = ada.log();

@@ -37,9 +37,13 @@ fn n_01_friendly_nats_have_a_direct_path_in_a_second_and_the_first_answer_in_300
     let _turn = alone();
     let mut world = World::new();
     let line = world.start_server(&[]);
-    for (one, other) in
-        [(Kind::None, Kind::None), (Kind::None, Kind::Full), (Kind::Full, Kind::Full), (Kind::Full, Kind::Addr), (Kind::Addr, Kind::Addr)]
-    {
+    for (one, other) in [
+        (Kind::None, Kind::None),
+        (Kind::None, Kind::Full),
+        (Kind::Full, Kind::Full),
+        (Kind::Full, Kind::Addr),
+        (Kind::Addr, Kind::Addr),
+    ] {
         let name = format!("{}-{}", word(one), word(other));
         let (a, _box_a) = machine(&mut world, one, &format!("{name}-a"));
         let (b, _box_b) = machine(&mut world, other, &format!("{name}-b"));
