@@ -26,6 +26,7 @@ use crate::proto::crypto::Trust;
 use crate::proto::map::MemberMap;
 use crate::proto::peers::{Event, Output, PeerState, Peers, credentials};
 use crate::view::{Outlet, PeerEntry, PeerHandle, PeerView};
+use crate::wire::cert::Certificate;
 use crate::wire::control::{Control, PeerReport};
 
 /// How often what the status shows is renewed when nothing changes.
@@ -95,6 +96,10 @@ impl PeerTable {
                 None
             }
         });
+        let own = lease.as_ref().and_then(|(certificate, _)| Certificate::parse(certificate).ok());
+        if own.is_some_and(|own| trust.is_revoked(own.serial)) && self.shared.config.join.is_none() {
+            self.end_removed();
+        }
         let node = self.shared.node(pinned.network);
         let (direct, clock) = (self.shared.config.direct, self.shared.views.epoch);
         let mut core = Peers::new(node, trust, map.unwrap_or_default(), direct, clock, now, seed());
@@ -225,13 +230,20 @@ impl PeerTable {
             Event::Left { peer } => format!("{peer} has left"),
             Event::Unreachable { peer } => format!("{peer} cannot be reached"),
             Event::OwnRevoked => {
-                let text = "this machine was removed from the network by its server; join again with a new invitation";
-                let _ = self.shared.end.try_send(Ending::Failed(text.into()));
-                text.into()
+                self.end_removed();
+                return;
             }
             Event::Revoked { peer } => format!("{peer} is no member any more"),
         };
         self.shared.events.say(text);
+    }
+
+    /// The network has removed us, and signed that it did.
+    fn end_removed(&self) {
+        let text = "this machine was removed from the network by its server; join again with a new invitation \
+                    (`eps-actor invite` at the server)";
+        self.shared.events.say(text.into());
+        let _ = self.shared.end.try_send(Ending::Failed(text.into()));
     }
 
     fn send_stats(&self) {

@@ -56,6 +56,8 @@ pub struct ServerLink {
     said_unresolved: bool,
     heard_ms: Option<u64>,
     tasks: Vec<smol::Task<()>>,
+    /// The server has been there since this start.
+    attached_once: bool,
     goodbye: bool,
 }
 
@@ -91,6 +93,7 @@ impl ServerLink {
             said_unresolved: false,
             heard_ms: None,
             tasks: Vec::new(),
+            attached_once: false,
             goodbye: false,
         }
     }
@@ -104,7 +107,7 @@ impl ServerLink {
                 Output::Pinned(pinned) => self.pin(&pinned),
                 Output::Leased { certificate, epoch, name } => self.leased(&certificate, epoch, &name),
                 Output::Attached(endpoint) => {
-                    changed = true;
+                    (changed, self.attached_once) = (true, true);
                     self.casts.place.cast(ServerPlace(Some(endpoint)));
                     self.shared.events.say(format!("connected to the server at {endpoint}"));
                 }
@@ -213,7 +216,8 @@ impl ServerLink {
         let fatal = match refusal {
             // Anybody on the way could say so: peers stay reachable, and the server is asked again.
             Refusal::NotAMember => false,
-            Refusal::Token | Refusal::OtherServer => self.shared.pinned.load().is_none(),
+            // Somebody sits there and waits for this join line; nothing has been built on it yet.
+            Refusal::Token | Refusal::OtherServer => !self.attached_once,
             // With a lease in hand the network goes on; without one there is nothing to do here.
             Refusal::Lease { .. } => self.shared.lease.load().is_none(),
         };

@@ -261,6 +261,11 @@ impl Trust {
         certificate.expires >= self.epoch && !self.revoked.contains(&certificate.serial)
     }
 
+    /// Whether a serial was revoked by the network's signature.
+    pub fn is_revoked(&self, serial: u64) -> bool {
+        self.revoked.contains(&serial)
+    }
+
     /// Takes up a revocation; `true` if it says something new (and should be passed on).
     pub fn learn(&mut self, object: &[u8]) -> Result<bool, DropReason> {
         let (revocation, signed, signature) = Revocation::parse(object)?;

@@ -723,7 +723,7 @@ impl Peers {
         }
         self.save_at.get_or_insert(now + SAVE_INTERVAL);
         let own = Certificate::parse(&self.node.certificate);
-        if own.is_ok_and(|own| own.key == self.node.identity.public && !self.trust.holds(&own)) {
+        if own.is_ok_and(|own| own.key == self.node.identity.public && self.trust.is_revoked(own.serial)) {
             self.event(Event::OwnRevoked);
         }
         let message = Control::Revoke(object.to_vec());
