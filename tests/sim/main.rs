@@ -5,6 +5,8 @@
 //! who thinks what. `EPS_SIM_SEED=123 cargo test --test sim replay -- --nocapture` runs one seed again (add
 //! `EPS_SIM_TRACE=1` to see its events as they happen, `EPS_SIM_WIRE=1` to have datagrams among them), `EPS_SIM_SEEDS=10000` widens the search.
 
+#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "tells how fast it was")]
+
 mod net;
 mod node;
 mod random;
