@@ -18,14 +18,14 @@ use super::admission::Admission;
 use super::changes::{Change, ChangeLog, Delta};
 use super::cookie::{Admit, Gate};
 use super::crypto::Signer;
+use super::issuer::Issuer;
 use super::lease::{LeaseError, Pool};
 use super::link::{Incoming, Link, Node};
 use super::noise::Split;
-use super::records::{MemberRecord, NetworkRecord, RevokedRecord, StoreOp, StoredState, TokenRecord};
+use super::records::{MemberRecord, NetworkRecord, StoreOp, StoredState, TokenRecord};
 use super::session::{Owner, Session};
 use crate::counters::DropReason;
-use crate::ids::{ChannelToken, Endpoint, NodeId, PeerIdx, PublicKey, SessionIndex, UplinkId};
-use crate::wire::cert::{CERT_LEN, Certificate, REVOKE_SERIALS_MAX, Revocation};
+use crate::ids::{ChannelToken, Endpoint, PeerIdx, PublicKey, SessionIndex, UplinkId};
 use crate::wire::control::{
     Candidate, CandidateKind, Control, DELTA_ENTRIES_MAX, MapChange, MapEntry, PeerReport, RefusalCode,
 };
@@ -44,9 +44,8 @@ const DELTA_TRIES: u32 = 10;
 const DELTA_WINDOW: usize = 8;
 /// A challenge to a new address whose answer did not come is sent again with what comes from there after this long.
 const CHALLENGE_RETRY: Duration = Duration::from_millis(500);
-/// The network epoch is raised this often; certificates hold for [`CERT_EPOCHS`].
+/// The network epoch is raised this often.
 const EPOCH_LENGTH: Duration = Duration::from_secs(3600);
-const CERT_EPOCHS: u64 = 24;
 /// How long a restarted server calls the members it knows, spread over [`CALL_SPREAD`].
 const CALL_FOR: Duration = Duration::from_secs(15);
 const CALL_SPREAD: Duration = Duration::from_secs(1);
@@ -192,8 +191,7 @@ enum Pending {
 /// The server's core.
 pub struct Coordinator {
     node: Node,
-    signer: Signer,
-    network: NetworkRecord,
+    issuer: Issuer,
     settings: Settings,
     pool: Pool,
     log: ChangeLog,
@@ -202,7 +200,6 @@ pub struct Coordinator {
     members: BTreeMap<PublicKey, Member>,
     keys: BTreeMap<PeerIdx, PublicKey>,
     index_of: BTreeMap<SessionIndex, PublicKey>,
-    revoked: BTreeMap<u64, u64>,
     /// The signed revocations of members that were removed in this run, to go with the news.
     revocations_of: BTreeMap<PublicKey, Vec<u8>>,
     channels: BTreeMap<(PublicKey, PublicKey), (ChannelToken, ChannelToken)>,
@@ -233,10 +230,8 @@ impl Coordinator {
         let admission = Admission::new(&node, signer.public(), stored.tokens, now, &mut rng);
         let mut coordinator = Self {
             log: ChangeLog::new(network.boots),
-            revoked: stored.revoked.iter().map(|revoked| (revoked.serial, revoked.epoch)).collect(),
             node,
-            signer,
-            network,
+            issuer: Issuer::new(signer, network, &stored.revoked, (settings.prefix4, settings.prefix6)),
             settings,
             pool,
             gate,
@@ -296,7 +291,7 @@ impl Coordinator {
 
     /// The network's row as it is.
     pub fn network(&self) -> NetworkRecord {
-        self.network
+        self.issuer.network()
     }
 
     /// The newest version of the member map.
@@ -656,14 +651,13 @@ impl Coordinator {
             mac: lease.mac,
             ip4: lease.ip4,
             ip6: lease.ip6,
-            serial: known.as_ref().map_or(self.network.next_serial, |record| record.serial),
+            serial: known.as_ref().map_or(self.issuer.next_serial(), |record| record.serial),
             joined_unix: known.as_ref().map_or(unix, |record| record.joined_unix),
             last_endpoint: known.as_ref().and_then(|record| record.last_endpoint).or(last_endpoint),
         };
         let mut ops = vec![StoreOp::PutMember(record.clone())];
         if is_new {
-            self.network.next_serial += 1;
-            ops.push(StoreOp::PutNetwork(self.network));
+            ops.push(self.issuer.take_serial());
             if let Some(token) = token {
                 ops.extend(self.admission.consume(token));
             }
@@ -677,14 +671,13 @@ impl Coordinator {
     fn grant(&mut self, key: &PublicKey, session: &Arc<Session>) {
         let Some(record) = self.members.get(key).and_then(|member| member.record.as_ref()) else { return };
         let message = Control::LeaseGrant {
-            certificate: self.certify(record),
-            signer: self.signer.public(),
-            epoch: self.network.epoch,
+            certificate: self.issuer.certify(record),
+            signer: self.issuer.public(),
+            epoch: self.issuer.epoch(),
             name: record.name.clone(),
         };
         self.reply(key, session, &message);
-        let objects = self.revocations();
-        for object in objects {
+        for object in self.issuer.revocations() {
             self.reply(key, session, &Control::Revoke(object));
         }
     }
@@ -724,7 +717,7 @@ impl Coordinator {
         if member.record.is_none() {
             return;
         }
-        let observed = Control::Observed { addr: from.addr, head: self.log.head(), epoch: self.network.epoch };
+        let observed = Control::Observed { addr: from.addr, head: self.log.head(), epoch: self.issuer.epoch() };
         self.tell_one(key, &observed);
         self.tell(key, now);
     }
@@ -797,7 +790,7 @@ impl Coordinator {
         let record = member.record.as_ref().filter(|_| member.is_stored)?;
         Some(MapEntry {
             name: record.name.clone(),
-            certificate: self.certify(record),
+            certificate: self.issuer.certify(record),
             online: member.endpoint.is_some(),
         })
     }
@@ -873,16 +866,8 @@ impl Coordinator {
         {
             return;
         }
-        self.network.epoch += 1;
-        self.revoked.insert(record.serial, self.network.epoch);
-        let revocation =
-            Revocation { network: self.network.id, epoch: self.network.epoch, serials: vec![record.serial] };
-        let revocation = self.signer.revoke(&revocation);
-        let ops = vec![
-            StoreOp::RemoveMember(*key),
-            StoreOp::PutRevoked(RevokedRecord { serial: record.serial, epoch: self.network.epoch }),
-            StoreOp::PutNetwork(self.network),
-        ];
+        let (revocation, mut ops) = self.issuer.revoke(record.serial);
+        ops.push(StoreOp::RemoveMember(*key));
         let request = request.unwrap_or(u64::MAX);
         self.store(ops, Pending::Kick { request, key: *key, revocation, released });
     }
@@ -998,15 +983,6 @@ impl Coordinator {
         list
     }
 
-    /// The member a node id of a report (its first eight bytes) stands for.
-    pub fn name_of(&self, id: &NodeId) -> Option<&str> {
-        self.members
-            .iter()
-            .find(|(key, _)| key.node_id().0[..8] == id.0[..8])
-            .and_then(|(_, member)| member.record.as_ref())
-            .map(|record| record.name.as_str())
-    }
-
     fn attach(&mut self, key: &PublicKey, from: Endpoint, now: Instant) {
         let Some(member) = self.members.get_mut(key) else { return };
         let before = member.endpoint.replace(from);
@@ -1118,56 +1094,15 @@ impl Coordinator {
     }
 
     fn raise_epoch(&mut self, _now: Instant) {
-        self.network.epoch += 1;
-        // Certificates of that age have expired by themselves.
-        let forgotten: Vec<u64> = self
-            .revoked
-            .iter()
-            .filter(|(_, epoch)| **epoch + CERT_EPOCHS < self.network.epoch)
-            .map(|(serial, _)| *serial)
-            .collect();
-        let mut ops = vec![StoreOp::PutNetwork(self.network)];
-        for serial in forgotten {
-            self.revoked.remove(&serial);
-            ops.push(StoreOp::RemoveRevoked(serial));
-        }
+        let ops = self.issuer.raise_epoch();
         self.store(ops, Pending::Nothing);
         let online: Vec<_> = self.members.iter().filter(|(_, m)| m.endpoint.is_some()).map(|(key, _)| *key).collect();
         for key in online {
-            let certificate = self.members[&key].record.as_ref().map(|record| self.certify(record));
+            let certificate = self.members[&key].record.as_ref().map(|record| self.issuer.certify(record));
             if let Some(certificate) = certificate {
                 self.tell_one(&key, &Control::Cert(certificate));
             }
         }
-    }
-
-    fn certify(&self, record: &MemberRecord) -> [u8; CERT_LEN] {
-        self.signer.certify(&Certificate {
-            rights: record.rights,
-            groups: 0,
-            network: self.network.id,
-            key: record.key,
-            mac: record.mac,
-            ip4: record.ip4,
-            prefix4: self.settings.prefix4,
-            ip6: record.ip6,
-            prefix6: self.settings.prefix6,
-            issued: self.network.epoch,
-            expires: self.network.epoch + CERT_EPOCHS,
-            serial: record.serial,
-        })
-    }
-
-    /// Everything revoked, in signed objects of bounded size.
-    fn revocations(&self) -> Vec<Vec<u8>> {
-        let serials: Vec<u64> = self.revoked.keys().copied().collect();
-        serials
-            .chunks(REVOKE_SERIALS_MAX)
-            .map(|serials| {
-                let (network, epoch) = (self.network.id, self.network.epoch);
-                self.signer.revoke(&Revocation { network, epoch, serials: serials.to_vec() })
-            })
-            .collect()
     }
 
     fn add_member(&mut self, key: PublicKey, record: Option<MemberRecord>, now: Instant) -> &mut Member {

@@ -207,8 +207,8 @@ pub struct Trust {
     signer: [u8; 32],
     epoch: u64,
     revoked: BTreeSet<u64>,
-    /// The objects that say so, by epoch, to be passed on.
-    objects: BTreeMap<u64, Vec<u8>>,
+    /// The objects that say so, by epoch and first serial, to be passed on.
+    objects: BTreeMap<(u64, u64), Vec<u8>>,
 }
 
 impl Trust {
@@ -279,7 +279,8 @@ impl Trust {
         self.verify(REVOKE_CONTEXT, signed, &signature)?;
         self.epoch = self.epoch.max(revocation.epoch);
         self.revoked.extend(&revocation.serials);
-        self.objects.insert(revocation.epoch, object.to_vec());
+        let first = revocation.serials.first().copied().unwrap_or(0);
+        self.objects.insert((revocation.epoch, first), object.to_vec());
         if self.objects.len() > Self::OBJECTS_MAX {
             self.objects.pop_first();
         }

@@ -9,6 +9,7 @@ pub mod crypto;
 pub mod fdb;
 pub mod forward;
 pub mod guard;
+pub mod issuer;
 pub mod lease;
 pub mod link;
 pub mod map;
