@@ -286,8 +286,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     let control = Arc::new(ControlListener::bind(&config.control)?);
     let secrets = (node_key(&state, "node.key")?, node_key(&state, "signing.key")?);
     let database = state.file("network.db");
-    let store =
-        smol::block_on(SqliteStore::open(&database)).with_context(|| format!("the database {}", database.display()))?;
+    let store = smol::block_on(SqliteStore::open(&database))?;
     let (end, ends) = smol::channel::bounded(4);
     let shared = Arc::new(ServerShared {
         config,

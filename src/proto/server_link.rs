@@ -146,6 +146,8 @@ pub struct ServerLink {
     enrol_macs: Option<Macs>,
     refusals: u32,
     pinned: Option<Pinned>,
+    /// What was pinned, with its certificate, before an enrolment that replaces it; it holds again if that fails.
+    replaced: Option<(Pinned, [u8; CERT_LEN])>,
     link: Option<Link>,
     meter: Arc<Meter>,
     endpoint: Option<Endpoint>,
@@ -196,6 +198,7 @@ impl ServerLink {
             enrol_backoff: Backoff::new(ENROL_RETRY),
             refusals: 0,
             pinned,
+            replaced: None,
             link,
             meter,
             endpoint: None,
@@ -556,7 +559,8 @@ impl ServerLink {
                     self.enrolment = None;
                     self.enrol_at = Some(now + Duration::from_millis(100));
                     if self.refusals >= REFUSALS_BELIEVED {
-                        self.enrol_at = None;
+                        (self.enrol_at, self.refusals) = (None, 0);
+                        self.return_to_replaced(now);
                         self.outputs.push_back(Output::Refused(Refusal::Token));
                     }
                 }
@@ -585,14 +589,29 @@ impl ServerLink {
         if let Some(link) = &mut self.link {
             link.close();
         }
-        (self.link, self.pinned, self.enrolment) = (None, None, None);
-        self.node.certificate = [0; CERT_LEN];
+        let certificate = std::mem::replace(&mut self.node.certificate, [0; CERT_LEN]);
+        self.replaced = self.pinned.take().map(|pinned| (pinned, certificate));
+        (self.link, self.enrolment) = (None, None);
         (self.keepalive_at, self.request_at) = (None, None);
         self.enrol_at = Some(now);
         self.outputs.push_back(Output::SessionsChanged);
         if std::mem::take(&mut self.attached) {
             self.outputs.push_back(Output::Detached);
         }
+    }
+
+    /// The invitation is no good, so what was known before is all there is: perhaps we are a member after all, and
+    /// somebody on the way said otherwise.
+    fn return_to_replaced(&mut self, now: Instant) {
+        let Some((pinned, certificate)) = self.replaced.take() else { return };
+        self.join = None;
+        self.pinned = Some(pinned);
+        self.node.certificate = certificate;
+        self.node.network = pinned.network;
+        let mut link = Link::new(Owner::Server, pinned.server, &self.node, self.meter.clone(), true);
+        link.start(now);
+        self.link = Some(link);
+        self.outputs.push_back(Output::SessionsChanged);
     }
 
     /// Control messages of an authentic datagram, opened.

@@ -59,13 +59,21 @@ fn a_server_that_cannot_start_says_why_in_one_line_and_touches_nothing() {
     with(0o644, &good, "world-readable key", &["node.key", "0644", "chmod 600"]);
     with(0o600, &good[..31], "key of a wrong length", &["node.key", "31 bytes"]);
     fs::write(&key, &good).expect("written");
-    let database = world.server.state_path().join("network.db");
-    let bytes = fs::read(&database).expect("a database");
-    fs::write(&database, b"this is no database, whatever its name says").expect("written");
+    let database = ["network.db", "network.db-wal", "network.db-shm"].map(|name| world.server.state_path().join(name));
+    let kept = database.each_ref().map(|path| fs::read(path).ok());
+    // With its log beside it SQLite would mend it.
+    database.iter().for_each(|path| drop(fs::remove_file(path)));
+    fs::write(&database[0], b"this is no database, whatever its name says").expect("written");
+    fs::set_permissions(&database[0], Permissions::from_mode(0o600)).expect("set");
     let before = files(&world.server);
     refused("no database", &server(&["--state", &state]), 1, &["network.db"]);
     assert_eq!(files(&world.server), before);
-    fs::write(&database, bytes).expect("written");
+    for (path, bytes) in database.iter().zip(kept) {
+        if let Some(bytes) = bytes {
+            fs::write(path, bytes).expect("written");
+            fs::set_permissions(path, Permissions::from_mode(0o600)).expect("set");
+        }
+    }
     // After all that it starts as if nothing had been.
     let ada = world.client("ada");
     let line = world.start_server(&[]);

@@ -3,16 +3,15 @@
 //! Every test makes its own namespaces and directories, prints the figure of its criterion, and leaves nothing behind
 //! however it ends. They run beside each other; those that measure times or rates take turns (`lab::alone`).
 
-#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "loads have a pace, and figures are printed")]
+#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "attacks have a pace, and figures are printed")]
 
-//mod attack;
 mod bad_input;
 mod commands;
 mod ethernet;
-//mod flood;
+mod flood;
 mod join;
 mod lab;
 mod leases;
 mod members;
 mod nat;
-//mod secrecy;
+mod secrecy;
