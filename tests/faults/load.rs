@@ -11,8 +11,12 @@ use std::time::{Duration, Instant};
 use eps_actor::cli::demo::scene::Node;
 use eps_actor::io::netns::Netns;
 
+use crate::stage::held_up;
+
 /// Between two packets.
 const PACE: Duration = Duration::from_millis(1);
+/// Held up longer than this (by the machine), the sender begins its pace anew: a burst would only overflow a queue.
+const CATCH_UP: Duration = Duration::from_millis(50);
 /// How long the last packets may be under way.
 const LAST: Duration = Duration::from_millis(1500);
 
@@ -67,13 +71,13 @@ fn bind(ns: &Netns, address: IpAddr) -> UdpSocket {
     socket
 }
 
-/// Paces by the clock: whoever was held up catches up.
+/// Paces by the clock: whoever was held up a little catches up.
 fn send(socket: &UdpSocket, to: SocketAddr, stop: &AtomicBool) -> Vec<Instant> {
-    let start = Instant::now();
+    let mut due = Instant::now();
     let mut sent = Vec::new();
     let mut packet = [0; 64];
     while !stop.load(SeqCst) {
-        let due = start + PACE * sent.len() as u32;
+        due = (due + PACE).max(Instant::now().checked_sub(CATCH_UP).unwrap_or(due));
         thread::sleep(due.saturating_duration_since(Instant::now()));
         packet[..8].copy_from_slice(&(sent.len() as u64).to_le_bytes());
         sent.push(Instant::now());
@@ -136,14 +140,19 @@ impl Flow {
         self.arrived.len() - distinct.len()
     }
 
-    /// The longest time in which something was under way and nothing arrived.
+    /// The longest time in which something was under way and nothing arrived, without what the machine held up.
     pub fn longest_gap(&self) -> Duration {
         let gap = |pair: &[(usize, Instant)]| {
             let [(number, before), (_, after)] = pair else { return Duration::ZERO };
             let expected = self.sent.get(number + 1).copied().unwrap_or(*before).max(*before);
-            after.saturating_duration_since(expected)
+            after.saturating_duration_since(expected).saturating_sub(held_up(expected, *after))
         };
         self.arrived.windows(2).map(gap).max().unwrap_or_default()
+    }
+
+    /// The longest time between two packets sent: above the pace, the machine held the load itself up.
+    pub fn longest_pause(&self) -> Duration {
+        self.sent.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
     /// How long after `moment` the first packet sent after it arrived.

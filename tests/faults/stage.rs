@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,17 +20,48 @@ static STAGES: RwLock<()> = RwLock::new(());
 
 /// Held by tests that may run beside others.
 pub fn shared() -> RwLockReadGuard<'static, ()> {
+    watch_the_machine();
     STAGES.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Held by tests that measure milliseconds: they want the machine for themselves.
 pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    watch_the_machine();
     STAGES.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `EPS_LONG=1` runs every test at the length that the criterion names.
 pub fn is_long() -> bool {
     std::env::var_os("EPS_LONG").is_some_and(|value| value == "1")
+}
+
+/// When the machine held everybody up, as a thread sees it that only wants to run each millisecond.
+static HELD_UP: Mutex<Vec<(Instant, Instant)>> = Mutex::new(Vec::new());
+/// Longer than this beyond its millisecond, and the thread was held up.
+const HELD_UP_MIN: Duration = Duration::from_millis(5);
+
+/// How much of a time the machine held everybody up. Limits of milliseconds are for the program, and not for whatever
+/// else this machine does.
+pub fn held_up(from: Instant, to: Instant) -> Duration {
+    let list = HELD_UP.lock().unwrap_or_else(PoisonError::into_inner);
+    let overlap = |(begun, ended): &(Instant, Instant)| (*ended).min(to).saturating_duration_since((*begun).max(from));
+    list.iter().map(overlap).sum()
+}
+
+fn watch_the_machine() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        thread::spawn(|| {
+            loop {
+                let due = Instant::now() + Duration::from_millis(1);
+                thread::sleep(Duration::from_millis(1));
+                let now = Instant::now();
+                if now.saturating_duration_since(due) > HELD_UP_MIN {
+                    HELD_UP.lock().unwrap_or_else(PoisonError::into_inner).push((due, now));
+                }
+            }
+        });
+    });
 }
 
 /// A time that is shorter in the default form.
@@ -95,11 +126,12 @@ pub fn reach(one: &Node, other: &Node, address: IpAddr) -> Result<()> {
     })
 }
 
-/// Looks every millisecond and tells how long it took from `start`.
+/// Looks every millisecond and tells how long it took from `start`, without the time that the machine held us up.
 pub fn until<T>(start: Instant, limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> (T, Duration) {
     loop {
         if let Some(value) = look() {
-            return (value, start.elapsed());
+            let now = Instant::now();
+            return (value, (now - start).saturating_sub(held_up(start, now)));
         }
         assert!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
         thread::sleep(Duration::from_millis(1));
