@@ -1,6 +1,8 @@
 //! The join line: everything a new client needs to find a server, to know it, and to be let in.
 //!
-//!     eps://HOST[:PORT][,HOST[:PORT]…]/FINGERPRINT/TOKEN
+//! ```text
+//! eps://HOST[:PORT][,HOST[:PORT]…]/FINGERPRINT/TOKEN
+//! ```
 //!
 //! FINGERPRINT and TOKEN are lower-case base32 (RFC 4648, section 6) without padding. FINGERPRINT is 16 bytes.
 //! TOKEN is the 16 bytes of the token, none for an open network, and then two bytes of checksum over fingerprint
