@@ -286,7 +286,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     let control = Arc::new(ControlListener::bind(&config.control)?);
     let secrets = (node_key(&state, "node.key")?, node_key(&state, "signing.key")?);
     let database = state.file("network.db");
-    let store = smol::block_on(SqliteStore::open(&database))?;
+    let store = Arc::new(smol::block_on(SqliteStore::open(&database))?);
     let (end, ends) = smol::channel::bounded(4);
     let shared = Arc::new(ServerShared {
         config,
@@ -301,9 +301,13 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     });
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
-    let coordinator = wire_server(&shared, &supervisor, &threads, control, Arc::new(store), Arc::new(listen));
+    let coordinator = wire_server(&shared, &supervisor, &threads, control, store.clone(), Arc::new(listen));
     threads.spawn(report::welcome(shared.clone(), coordinator));
-    threads.run(&supervisor, &ends)
+    let ended = threads.run(&supervisor, &ends);
+    if let Err(error) = smol::block_on(store.settle()) {
+        log::warn!("{error}");
+    }
+    ended
 }
 
 fn server_uplinks(config: &ServerConfig, counters: &Arc<Counters>) -> Result<(Uplinks, TcpListen)> {

@@ -40,9 +40,9 @@ pub enum DeviceError {
     #[error("the device {name} cannot be set up: {source}")]
     Netlink { name: String, source: NetlinkError },
     #[error(
-        "the leased network {network} overlaps {existing}, which this machine has on {interface} already; start the server with another --network (or take that address off {interface})"
+        "the leased network {network} overlaps {existing}, which this machine has already as the {held} of {interface}; start the server with another --network, or remove that {held}"
     )]
-    Overlap { network: IpNet, existing: IpNet, interface: String },
+    Overlap { network: IpNet, existing: IpNet, held: &'static str, interface: String },
 }
 
 /// The actor.
@@ -119,15 +119,15 @@ impl TapReader {
         for address in addresses {
             let Ok(existing) = IpNet::new(address.addr, address.prefix) else { continue };
             if let Some(network) = networks.iter().find(|network| overlaps(network, &existing)) {
-                let (network, interface) = (*network, address.name);
-                return Err(DeviceError::Overlap { network, existing: existing.trunc(), interface });
+                let (network, existing, interface) = (*network, existing.trunc(), address.name);
+                return Err(DeviceError::Overlap { network, existing, held: "address", interface });
             }
         }
         let routes = netlink.routes().await.map_err(|source| self.netlink(source))?;
         for route in routes.into_iter().filter(|route| route.dst.prefix_len() > 0) {
             if let Some(network) = networks.iter().find(|network| overlaps(network, &route.dst)) {
-                let (network, interface) = (*network, format!("interface {}", route.ifindex));
-                return Err(DeviceError::Overlap { network, existing: route.dst, interface });
+                let (network, existing, interface) = (*network, route.dst, route.name);
+                return Err(DeviceError::Overlap { network, existing, held: "route", interface });
             }
         }
         Ok(())

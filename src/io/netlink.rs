@@ -107,6 +107,8 @@ pub struct RouteEntry {
     pub dst: IpNet,
     /// The interface it leaves by; 0 if the route names none.
     pub ifindex: u32,
+    /// That interface's name, empty if there is none.
+    pub name: String,
     pub gateway: Option<IpAddr>,
     /// The source address it prefers.
     pub source: Option<IpAddr>,
@@ -240,8 +242,8 @@ impl Netlink {
         self.handle.route().del(route).execute().await.map_err(failed("delete a default route"))
     }
 
-    /// Every address of every interface, ordered by interface.
-    pub async fn addresses(&self) -> Result<Vec<InterfaceAddress>, NetlinkError> {
+    /// The name and the flags (IFF_*, netdevice(7)) of every interface, by index.
+    async fn links(&self) -> Result<BTreeMap<u32, (String, u32)>, NetlinkError> {
         let mut links = BTreeMap::new();
         let mut answers = self.handle.link().get().execute();
         while let Some(answer) = answers.try_next().await.map_err(failed("list interfaces"))? {
@@ -251,7 +253,12 @@ impl Netlink {
             });
             links.insert(answer.header.index, (name.unwrap_or_default(), answer.header.flags.bits()));
         }
+        Ok(links)
+    }
 
+    /// Every address of every interface, ordered by interface.
+    pub async fn addresses(&self) -> Result<Vec<InterfaceAddress>, NetlinkError> {
+        let links = self.links().await?;
         let mut addresses = Vec::new();
         let mut answers = self.handle.address().get().execute();
         while let Some(answer) = answers.try_next().await.map_err(failed("list addresses"))? {
@@ -284,13 +291,14 @@ impl Netlink {
 
     /// The unicast routes of the main table, IPv4 first.
     pub async fn routes(&self) -> Result<Vec<RouteEntry>, NetlinkError> {
+        let links = self.links().await?;
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut query = RouteMessage::default();
             query.header.address_family = family;
             let mut answers = self.handle.route().get(query).execute();
             while let Some(answer) = answers.try_next().await.map_err(failed("list routes"))? {
-                routes.extend(route_entries(&answer));
+                routes.extend(route_entries(&answer, &links));
             }
         }
         Ok(routes)
@@ -406,7 +414,7 @@ fn default_route(gateway: IpAddr) -> RouteMessage {
     }
 }
 
-fn route_entries(route: &RouteMessage) -> Vec<RouteEntry> {
+fn route_entries(route: &RouteMessage, links: &BTreeMap<u32, (String, u32)>) -> Vec<RouteEntry> {
     let mut table = u32::from(route.header.table);
     let any = match route.header.address_family {
         AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -438,7 +446,11 @@ fn route_entries(route: &RouteMessage) -> Vec<RouteEntry> {
     else {
         return Vec::new();
     };
-    hops.into_iter().map(|(ifindex, gateway)| RouteEntry { dst, ifindex, gateway, source, priority, table }).collect()
+    let entry = |(ifindex, gateway)| {
+        let name = links.get(&ifindex).map(|(name, _)| name.clone()).unwrap_or_default();
+        RouteEntry { dst, ifindex, name, gateway, source, priority, table }
+    };
+    hops.into_iter().map(entry).collect()
 }
 
 fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {

@@ -169,10 +169,13 @@ impl SqliteStore {
         Ok(Self { path, connection: AsyncMutex::new(connection) })
     }
 
-    /// Waits for the last write and closes the file; a later use is an error.
-    pub async fn close(self) -> Result<(), StoreError> {
-        let Self { path, connection } = self;
-        connection.into_inner().close().await.map_err(|error| database_error(&path, error))
+    /// Brings what the write-ahead log holds into the file itself, so that the file alone is a backup.
+    ///
+    /// Nothing is lost without it: the log is read at the next start.
+    pub async fn settle(&self) -> Result<(), StoreError> {
+        let mut connection = self.connection.lock().await;
+        sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut *connection).await.map_err(self.failed())?;
+        Ok(())
     }
 
     fn failed(&self) -> impl Fn(sqlx::Error) -> StoreError + '_ {
@@ -518,7 +521,8 @@ mod tests {
         let store = open(&path).expect("a new database");
         assert_eq!(load(&store), StoredState::default());
         apply(&store, everything()).expect("applied");
-        smol::block_on(store.close()).expect("closed");
+        smol::block_on(store.settle()).expect("settled");
+        drop(store);
         for _ in 0..2 {
             let store = open(&path).expect("the same database");
             assert_eq!(load(&store), expected);
@@ -591,7 +595,8 @@ mod tests {
         let store = open(&path).expect("a store");
         let members = (1..=200).map(|number| StoreOp::PutMember(member(number))).collect();
         apply(&store, members).expect("applied");
-        smol::block_on(store.close()).expect("closed");
+        smol::block_on(store.settle()).expect("settled");
+        drop(store);
 
         let mut bytes = fs::read(&path).expect("there");
         let end = bytes.len();
@@ -613,5 +618,16 @@ mod tests {
         drop(store);
         let error = open(&path).expect_err("newer");
         assert!(matches!(error, StoreError::Newer { found: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_settled_database_is_whole_without_its_log() {
+        let (directory, path) = database();
+        let copy = directory.path().join("backup.db");
+        let store = open(&path).expect("a store");
+        apply(&store, everything()).expect("applied");
+        smol::block_on(store.settle()).expect("settled");
+        fs::copy(&path, &copy).expect("copied");
+        assert_eq!(load(&open(&copy).expect("the copy opens")), load(&store));
     }
 }

@@ -104,7 +104,9 @@ fn l_06_a_network_that_the_machine_has_already_is_refused_and_nothing_of_it_chan
     lan.plug(&office.ns, "eth1", "192.168.43.5/24").expect("a cable");
     run_in(&routed.ns, "ip route add 192.168.0.0/16 via 198.51.100.1");
     let line = world.start_server(&[]);
-    for (client, has) in [(&office, "192.168.43.0/24"), (&routed, "192.168.0.0/16")] {
+    for (client, has, has_as) in
+        [(&office, "192.168.43.0/24", "address of eth1"), (&routed, "192.168.0.0/16", "route of eth0")]
+    {
         let before = state(&client.ns);
         client.start(&["--join", &line]).expect("started");
         let status = wait_for_end(client);
@@ -112,7 +114,7 @@ fn l_06_a_network_that_the_machine_has_already_is_refused_and_nothing_of_it_chan
         assert_eq!(status.code(), Some(1), "{log}");
         let complaint = complaints(&log);
         assert_eq!(complaint.len(), 1, "{log}");
-        for part in ["192.168.43.0/24", has, "--network"] {
+        for part in ["192.168.43.0/24", has, "--network", has_as] {
             assert!(complaint[0].contains(part), "{part} in {log}");
         }
         assert_eq!(state(&client.ns), before);
