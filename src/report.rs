@@ -279,6 +279,7 @@ pub fn client_status(shared: &ClientShared, status: &[ActorStatus]) -> Value {
             "mac": lease.as_ref().map(|lease| lease.mac.to_string()),
             "device": shared.slot.get().map(|tap| tap.name().to_owned()),
             "mtu": shared.config.mtu,
+            "offload": shared.slot.get().and_then(|tap| Some(tap.offloads()?.names().collect::<Vec<_>>())),
             "port": shared.uplinks.port(),
             "state": state,
         },

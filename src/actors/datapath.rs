@@ -5,29 +5,36 @@
 //! what was dropped is counted by its reason.
 
 use std::collections::BTreeMap;
+use std::iter::Peekable;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
 use crate::counters::{Counters, DropReason, add};
-use crate::ids::{Endpoint, MacAddr, Route, SessionIndex};
+use crate::ids::{Endpoint, MacAddr, Route, SessionIndex, UplinkId};
 use crate::io::batch::SendBatch;
+use crate::io::tap::Offloads;
 use crate::io::tap_slot::TapTx;
+use crate::io::udp::Train;
 use crate::io::uplinks::Uplinks;
 use crate::messages::peer_table::{Confirmed, Inbound, PeerControl, SeenFrom, Want};
 use crate::messages::server_link::{ServerControl, ServerInbound};
+use crate::proto::coalesce::{Coalescer, Limits};
 use crate::proto::crypto::{mac16, same_mac};
 use crate::proto::fdb::Sighting;
 use crate::proto::forward::{self, EgressFacts, Ingress as Verdict};
 use crate::proto::guard::{self, Rights};
+use crate::proto::segment::{self, Checksums, Segmenter};
 use crate::proto::session::{Epoch, Session};
 use crate::view::{FdbView, Outlet, PeerEntry, PeerHandle, PeerView, SelfView, ServerView};
 use crate::wire::ethernet::FrameView;
 use crate::wire::handshake::{HandshakeView, Hint, HintReason};
 use crate::wire::header::{HEADER_LEN, Kind, SealedHeader};
 use crate::wire::relay;
+use crate::wire::vnet::{Gso, VnetHeader};
 
 use super::ext::Caster;
 
@@ -35,7 +42,10 @@ use super::ext::Caster;
 const PAD_LIMIT: usize = 1376 + 18;
 /// The longest frame that is sealed: the largest MTU there is, an Ethernet header and a VLAN tag. What is longer has no
 /// place in a UDP datagram.
-const FRAME_MAX: usize = 9000 + 18;
+pub const FRAME_MAX: usize = 9000 + 18;
+/// Sealed bytes that are sent without waiting for the end of a burst: about one super-frame, so that it is still in
+/// the cache when the kernel copies it.
+const FLUSH_BYTES: usize = 32 * 1024;
 /// HINTs one source (an IPv4 /24 or an IPv6 /64) is sent in a second.
 const HINTS_PER_SECOND: u32 = 10;
 /// Sources of HINTs remembered within a second.
@@ -52,9 +62,86 @@ pub struct Views {
     pub counters: Arc<Counters>,
 }
 
-/// Seals a frame for a peer into the batch. Hot: no allocation, no lock.
-fn seal_into(batch: &mut SendBatch, outlet: &Outlet, frame: &[u8]) -> Result<(), DropReason> {
-    let sealed = Session::sealed_len(frame.len(), PAD_LIMIT);
+/// What one read of the TAP brought: a frame, or many as one.
+struct Load<'a> {
+    header: VnetHeader,
+    bytes: &'a [u8],
+    /// Of a super-frame.
+    segments: Option<Segmenter<'a>>,
+    /// Its checksum is partial in a way that a receiver can complete.
+    may_stay_partial: bool,
+}
+
+impl<'a> Load<'a> {
+    fn new(header: VnetHeader, bytes: &'a [u8]) -> Result<Self, DropReason> {
+        let segments = if header.gso == Gso::None { None } else { Some(Segmenter::new(&header, bytes)?) };
+        if segments.is_none() && bytes.len() > FRAME_MAX {
+            return Err(DropReason::TooLong);
+        }
+        let may_stay_partial = header.needs_csum && segment::is_locatable(&header, bytes);
+        Ok(Self { header, bytes, segments, may_stay_partial })
+    }
+
+    /// A frame that needs nothing done.
+    fn plain(bytes: &'a [u8]) -> Self {
+        Self { header: VnetHeader::PLAIN, bytes, segments: None, may_stay_partial: false }
+    }
+
+    /// Seals it for a peer into the batch. Hot: no allocation, no lock. Gives frames and their bytes.
+    fn seal_into(&self, batch: &mut SendBatch, outlet: &Outlet) -> Result<(u64, u64), DropReason> {
+        let takes_partial = outlet.session.capabilities.takes_partial_checksums();
+        let Some(segments) = &self.segments else {
+            let partial = takes_partial && self.may_stay_partial;
+            seal_into(batch, outlet, self.bytes.len(), partial, |frame| {
+                frame.copy_from_slice(self.bytes);
+                if self.header.needs_csum && !partial { segment::complete(&self.header, frame) } else { Ok(()) }
+            })?;
+            return Ok((1, self.bytes.len() as u64));
+        };
+        let checksums = if takes_partial { Checksums::Partial } else { Checksums::Complete };
+        let mut bytes = 0;
+        for number in 0..segments.count() {
+            let length = segments.segment_len(number);
+            seal_into(batch, outlet, length, takes_partial, |frame| {
+                segments.write(number, checksums, frame);
+                Ok(())
+            })?;
+            bytes += length as u64;
+        }
+        Ok((segments.count() as u64, bytes))
+    }
+
+    /// Each frame of it by itself and complete, to be kept.
+    fn for_each(&self, mut keep: impl FnMut(&[u8])) -> Result<(), DropReason> {
+        match &self.segments {
+            None if self.header.needs_csum => {
+                let mut frame = self.bytes.to_vec();
+                segment::complete(&self.header, &mut frame)?;
+                keep(&frame);
+            }
+            None => keep(self.bytes),
+            Some(segments) => {
+                let mut frame = vec![0; segments.segment_len(0)];
+                for number in 0..segments.count() {
+                    frame.truncate(segments.segment_len(number));
+                    segments.write(number, Checksums::Complete, &mut frame);
+                    keep(&frame);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Seals a frame of `length` bytes, which `write` puts in its place, for a peer.
+fn seal_into(
+    batch: &mut SendBatch,
+    outlet: &Outlet,
+    length: usize,
+    partial: bool,
+    write: impl FnOnce(&mut [u8]) -> Result<(), DropReason>,
+) -> Result<(), DropReason> {
+    let sealed = Session::sealed_len(length, PAD_LIMIT);
     let Outlet { session, route } = outlet;
     let head = route.relay.map_or(0, |_| HEADER_LEN);
     let space = batch.reserve(head + sealed);
@@ -62,8 +149,8 @@ fn seal_into(batch: &mut SendBatch, outlet: &Outlet, frame: &[u8]) -> Result<(),
         space[..HEADER_LEN].copy_from_slice(&relay::header(token));
     }
     let datagram = &mut space[head..];
-    datagram[HEADER_LEN..HEADER_LEN + frame.len()].copy_from_slice(frame);
-    session.seal(Kind::Data, datagram, frame.len())?;
+    write(&mut datagram[HEADER_LEN..HEADER_LEN + length])?;
+    session.seal_frame(partial, datagram, length)?;
     batch.commit(route.endpoint, head + sealed);
     Ok(())
 }
@@ -86,8 +173,8 @@ pub fn send_staged(handle: &PeerHandle, uplinks: &Uplinks, batch: &mut SendBatch
     let Some(outlet) = outlet.as_deref() else { return };
     let (mut frames, mut bytes) = (0, 0);
     for frame in handle.take_staged() {
-        match seal_into(batch, outlet, &frame) {
-            Ok(()) => (frames, bytes) = (frames + 1, bytes + frame.len() as u64),
+        match Load::plain(&frame).seal_into(batch, outlet) {
+            Ok(_) => (frames, bytes) = (frames + 1, bytes + frame.len() as u64),
             Err(reason) => views.counters.dropped(reason),
         }
     }
@@ -107,14 +194,16 @@ pub struct Egress {
     answer: Vec<u8>,
 }
 
-/// The views of one batch.
-struct EgressScope<'a> {
-    peers: &'a PeerView,
-    fdb: &'a FdbView,
+/// The views of one burst, and what it adds up to.
+pub struct EgressScope {
+    peers: arc_swap::Guard<Arc<PeerView>>,
+    fdb: arc_swap::Guard<Arc<FdbView>>,
+    own: arc_swap::Guard<Arc<SelfView>>,
     facts: Option<EgressFacts>,
-    own: &'a SelfView,
     now: Instant,
     now_ms: u64,
+    frames: u64,
+    bytes: u64,
 }
 
 impl Egress {
@@ -123,50 +212,65 @@ impl Egress {
         Self { views, uplinks, want, tap, batch, answer: Vec::with_capacity(128) }
     }
 
-    /// Sends the frames of one burst. `frames` holds them one after the other, `lengths` where each ends.
-    pub fn frames(&mut self, frames: &[u8], lengths: &[usize], now: Instant) {
-        let views = self.views.clone();
-        let (peers, fdb, own) = (views.peers.load(), views.fdb.load(), views.own.load());
+    /// Loads the views for one burst.
+    pub fn scope(&self, now: Instant) -> EgressScope {
+        let (peers, fdb, own) = (self.views.peers.load(), self.views.fdb.load(), self.views.own.load());
         let facts = own.mac.map(|own_mac| EgressFacts {
             own_mac,
             is_bridge: Rights(own.rights).is_bridge(),
             has_bridges: peers.has_bridges,
         });
-        let scope = EgressScope { peers: &peers, fdb: &fdb, facts, own: &own, now, now_ms: views.epoch.ms(now) };
-        let mut start = 0;
-        for length in lengths {
-            let frame = &frames[start..start + length];
-            start += length;
-            if let Err(reason) = self.frame(frame, &scope) {
-                views.counters.dropped(reason);
-            }
-        }
-        self.uplinks.flush(&mut self.batch);
-        add(&views.counters.tap_rx_frames, lengths.len() as u64);
-        add(&views.counters.tap_rx_bytes, start as u64);
+        EgressScope { peers, fdb, own, facts, now, now_ms: self.views.epoch.ms(now), frames: 0, bytes: 0 }
     }
 
-    fn frame(&mut self, bytes: &[u8], scope: &EgressScope<'_>) -> Result<(), DropReason> {
-        if bytes.len() > FRAME_MAX {
-            return Err(DropReason::TooLong);
+    /// What one read of the TAP brought; `offloaded` if it begins with a virtio-net header. Hot.
+    ///
+    /// It is sent at the end of the burst, or when there is enough of it.
+    pub fn frame(&mut self, read: &[u8], offloaded: bool, scope: &mut EgressScope) {
+        let parsed = if offloaded { VnetHeader::parse(read) } else { Ok((VnetHeader::PLAIN, read)) };
+        scope.frames += 1;
+        match parsed.and_then(|(header, bytes)| Load::new(header, bytes)) {
+            Ok(load) => {
+                scope.bytes += load.bytes.len() as u64;
+                if let Some(segments) = &load.segments {
+                    scope.frames += segments.count() as u64 - 1;
+                }
+                if let Err(reason) = self.load(&load, scope) {
+                    self.views.counters.dropped(reason);
+                }
+            }
+            Err(reason) => self.views.counters.dropped(reason),
         }
-        let frame = FrameView::parse(bytes)?;
+        if self.batch.bytes() >= FLUSH_BYTES {
+            self.uplinks.flush(&mut self.batch);
+        }
+    }
+
+    /// Sends what is left of the burst.
+    pub fn finish(&mut self, scope: &EgressScope) {
+        self.uplinks.flush(&mut self.batch);
+        add(&self.views.counters.tap_rx_frames, scope.frames);
+        add(&self.views.counters.tap_rx_bytes, scope.bytes);
+    }
+
+    fn load(&mut self, load: &Load<'_>, scope: &EgressScope) -> Result<(), DropReason> {
+        let frame = FrameView::parse(load.bytes)?;
         let facts = scope.facts.as_ref().ok_or(DropReason::UnknownPeer)?;
         if guard::is_neighbour_traffic(&frame) && self.answer_at_the_tap(&frame, scope) {
             return Ok(());
         }
-        match forward::egress(&frame, scope.fdb, facts) {
+        match forward::egress(&frame, &scope.fdb, facts) {
             forward::Egress::Unicast(idx) => {
                 let entry = scope.peers.peers.get(&idx).ok_or(DropReason::UnknownStation)?;
-                self.send_to(&entry.handle, bytes, scope)
+                self.send_to(&entry.handle, load, scope)
             }
             forward::Egress::Flood => {
                 add(&self.views.counters.flooded_frames, 1);
-                self.send_to_all(bytes, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
+                self.send_to_all(load, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
                 Ok(())
             }
             forward::Egress::FloodBridges => {
-                self.send_to_all(bytes, scope, |entry| entry.flooded && entry.credentials.rights.is_bridge());
+                self.send_to_all(load, scope, |entry| entry.flooded && entry.credentials.rights.is_bridge());
                 Ok(())
             }
             forward::Egress::Drop(reason) => Err(reason),
@@ -174,7 +278,7 @@ impl Egress {
     }
 
     /// Answers ARP and neighbour discovery for members from the signed map, so that they need not cross the network.
-    fn answer_at_the_tap(&mut self, frame: &FrameView<'_>, scope: &EgressScope<'_>) -> bool {
+    fn answer_at_the_tap(&mut self, frame: &FrameView<'_>, scope: &EgressScope) -> bool {
         let own = [scope.own.ip4.map(IpAddr::from), scope.own.ip6.map(IpAddr::from)];
         let directory = |ip: IpAddr| -> Option<MacAddr> {
             if own.contains(&Some(ip)) { None } else { scope.peers.directory.get(&ip).copied() }
@@ -189,22 +293,23 @@ impl Egress {
         answered
     }
 
-    fn send_to_all(&mut self, bytes: &[u8], scope: &EgressScope<'_>, to: impl Fn(&PeerEntry) -> bool) {
+    fn send_to_all(&mut self, load: &Load<'_>, scope: &EgressScope, to: impl Fn(&PeerEntry) -> bool) {
         for entry in scope.peers.peers.values().filter(|entry| to(entry)) {
-            if let Err(reason) = self.send_to(&entry.handle, bytes, scope) {
+            if let Err(reason) = self.send_to(&entry.handle, load, scope) {
                 self.views.counters.dropped(reason);
             }
         }
     }
 
-    fn send_to(&mut self, handle: &Arc<PeerHandle>, bytes: &[u8], scope: &EgressScope<'_>) -> Result<(), DropReason> {
+    fn send_to(&mut self, handle: &Arc<PeerHandle>, load: &Load<'_>, scope: &EgressScope) -> Result<(), DropReason> {
         let outlet = handle.outlet();
         if let Some(outlet) = outlet.as_deref() {
-            seal_into(&mut self.batch, outlet, bytes)?;
-            handle.meter.transmitted(1, bytes.len() as u64, scope.now_ms);
+            let (frames, bytes) = load.seal_into(&mut self.batch, outlet)?;
+            handle.meter.transmitted(frames, bytes, scope.now_ms);
             return Ok(());
         }
-        let lost = handle.stage(bytes);
+        let mut lost = 0;
+        load.for_each(|frame| lost += handle.stage(frame))?;
         if lost > 0 {
             self.views.counters.dropped_many(DropReason::StagedOverflow, lost);
         }
@@ -238,6 +343,7 @@ pub struct Ingress {
     uplinks: Uplinks,
     casts: IngressCasts,
     tap: TapTx,
+    coalescer: Coalescer,
     mac1_key: [u8; 32],
     hints: HintBudget,
 }
@@ -251,16 +357,26 @@ pub struct IngressScope {
     now: Instant,
     now_ms: u64,
     sightings: Vec<Sighting>,
+    /// The device takes partial checksums.
+    takes_partial: bool,
+    frames: u64,
+    bytes: u64,
 }
 
 impl Ingress {
     /// `mac1_key` is of our own key.
     pub fn new(views: Views, uplinks: Uplinks, casts: IngressCasts, tap: TapTx, mac1_key: [u8; 32]) -> Self {
-        Self { views, uplinks, casts, tap, mac1_key, hints: HintBudget::default() }
+        let coalescer = Coalescer::new(Limits::default());
+        Self { views, uplinks, casts, tap, coalescer, mac1_key, hints: HintBudget::default() }
     }
 
     /// Loads the views for one batch.
-    pub fn scope(&self, now: Instant) -> IngressScope {
+    pub fn scope(&mut self, now: Instant) -> IngressScope {
+        let offloads = self.tap.offloads();
+        self.coalescer.set_limits(Limits {
+            tcp: offloads.has(Offloads::TSO4) && offloads.has(Offloads::TSO6),
+            udp: offloads.has(Offloads::USO4) && offloads.has(Offloads::USO6),
+        });
         IngressScope {
             peers: self.views.peers.load(),
             fdb: self.views.fdb.load(),
@@ -269,39 +385,65 @@ impl Ingress {
             now,
             now_ms: self.views.epoch.ms(now),
             sightings: Vec::new(),
+            takes_partial: offloads.has(Offloads::CSUM),
+            frames: 0,
+            bytes: 0,
         }
     }
 
-    /// Tells what the batch has shown of stations behind bridges.
-    pub fn finish(&mut self, scope: IngressScope) {
+    /// Gives the batch's frames to the TAP, and tells what it has shown of stations behind bridges. `arena` is what
+    /// its trains lie in.
+    pub fn finish(&mut self, scope: IngressScope, arena: &[u8]) {
+        let Self { coalescer, tap, views, casts, .. } = self;
+        coalescer.flush(arena, |header, pieces| {
+            let parts = pieces.iter().map(|piece| &arena[piece.range()]);
+            if let Err(reason) = tap.write_parts(header, parts) {
+                views.counters.dropped_many(reason, pieces.len() as u64);
+            }
+        });
+        if scope.frames > 0 {
+            add(&views.counters.tap_tx_frames, scope.frames);
+            add(&views.counters.tap_tx_bytes, scope.bytes);
+        }
         if !scope.sightings.is_empty() {
-            self.casts.learn.cast(crate::messages::mac_learning::Learn(scope.sightings));
+            casts.learn.cast(crate::messages::mac_learning::Learn(scope.sightings));
         }
     }
 
-    /// One datagram, as it came from the socket. Hot.
-    pub fn datagram(&mut self, from: Endpoint, datagram: &mut [u8], scope: &mut IngressScope) {
+    /// A train of datagrams, as it came from the socket. Hot.
+    pub fn train(&mut self, uplink: UplinkId, train: &Train, arena: &mut [u8], scope: &mut IngressScope) {
+        let from = Endpoint { uplink, addr: train.from };
         if scope.own.overlay.iter().any(|net| net.contains(&from.addr.ip())) {
             // The network must not carry itself.
-            self.views.counters.dropped(DropReason::OverlayLoop);
+            self.views.counters.dropped_many(DropReason::OverlayLoop, train.datagrams().count() as u64);
             return;
         }
-        let result = if Kind::of(datagram) == Some(Kind::Relay) {
-            relay::parse(datagram).and_then(|token| {
-                let via = Route::relayed(from, token);
-                self.inner(via, &mut datagram[HEADER_LEN..], scope)
-            })
-        } else {
-            self.inner(Route::direct(from), datagram, scope)
-        };
-        if let Err(reason) = result {
-            self.views.counters.dropped(reason);
+        let mut datagrams = train.datagrams().peekable();
+        while let Some(range) = datagrams.next() {
+            let datagram = &mut arena[range.clone()];
+            let (via, head) = match Kind::of(datagram) {
+                Some(Kind::Relay) => match relay::parse(datagram) {
+                    Ok(token) => (Route::relayed(from, token), HEADER_LEN),
+                    Err(reason) => {
+                        self.views.counters.dropped(reason);
+                        continue;
+                    }
+                },
+                Some(_) | None => (Route::direct(from), 0),
+            };
+            let result = if Kind::of(&datagram[head..]) == Some(Kind::Data) {
+                self.data_run(via, head, range, &mut datagrams, arena, scope)
+            } else {
+                self.inner(via, &mut datagram[head..], scope)
+            };
+            if let Err(reason) = result {
+                self.views.counters.dropped(reason);
+            }
         }
     }
 
     fn inner(&mut self, via: Route, datagram: &mut [u8], scope: &mut IngressScope) -> Result<(), DropReason> {
         match Kind::of(datagram).ok_or(DropReason::Malformed)? {
-            Kind::Data => self.data(via, datagram, scope),
             Kind::Ctrl => self.control(via, datagram, scope),
             Kind::Init => {
                 self.check_mac1(datagram)?;
@@ -341,20 +483,72 @@ impl Ingress {
                 add(&self.views.counters.hints_believed, 1);
                 self.pass_on(about_server, via, datagram)
             }
-            Kind::Relay | Kind::Agg | Kind::Frag | Kind::Enrol1 | Kind::Enrol3 => Err(DropReason::Malformed),
+            // Frames go by [`Self::data_run`].
+            Kind::Data | Kind::Relay | Kind::Agg | Kind::Frag | Kind::Enrol1 | Kind::Enrol3 => {
+                Err(DropReason::Malformed)
+            }
         }
     }
 
-    fn data(&mut self, via: Route, datagram: &mut [u8], scope: &mut IngressScope) -> Result<(), DropReason> {
-        let header = SealedHeader::parse(datagram)?;
-        let Some(session) = scope.peers.sessions.get(&header.receiver) else {
+    /// The frames of one session that follow each other in a train: one look at the tables and one hold of the replay
+    /// window for all. `first` is the first, `head` the length of what is before its header. Hot.
+    fn data_run(
+        &mut self,
+        via: Route,
+        head: usize,
+        first: Range<usize>,
+        rest: &mut Peekable<impl Iterator<Item = Range<usize>>>,
+        arena: &mut [u8],
+        scope: &mut IngressScope,
+    ) -> Result<(), DropReason> {
+        let mut header = SealedHeader::parse(&arena[first.start + head..first.end])?;
+        let peers = Arc::clone(&scope.peers);
+        let Some(session) = peers.sessions.get(&header.receiver) else {
             self.hint(via, header.receiver, header.counter, scope);
             return Err(DropReason::UnknownSession);
         };
-        let plain = session.open(&header, datagram)?;
         let crate::proto::session::Owner::Peer(idx) = session.owner else { return Err(DropReason::UnknownPeer) };
-        let entry = scope.peers.peers.get(&idx).ok_or(DropReason::UnknownPeer)?;
-        session.meter.received(1, plain.len() as u64, scope.now_ms);
+        let entry = peers.peers.get(&idx).ok_or(DropReason::UnknownPeer)?;
+        let prefix: [u8; HEADER_LEN] = arena[first.start..first.start + HEADER_LEN].try_into().expect("16 bytes");
+        let (mut frames, mut bytes) = (0, 0);
+        let mut range = first;
+        {
+            let mut opener = session.opener();
+            loop {
+                let sealed = range.start + head..range.end;
+                let opened = opener.open(&header, &mut arena[sealed.clone()]).map(|plain| plain.len());
+                let accepted = opened.and_then(|length| {
+                    (frames, bytes) = (frames + 1, bytes + length as u64);
+                    let start = sealed.start + HEADER_LEN;
+                    self.accept(entry, arena, start..start + length, header.partial, scope)
+                });
+                if let Err(reason) = accepted {
+                    self.views.counters.dropped(reason);
+                }
+                let next = rest.next_if(|next| {
+                    let datagram = &arena[next.clone()];
+                    // The same channel, if any, and then a frame again.
+                    (head == 0 || datagram.len() > HEADER_LEN && datagram[..HEADER_LEN] == prefix)
+                        && Kind::of(&datagram[head..]) == Some(Kind::Data)
+                        && SealedHeader::parse(&datagram[head..]).is_ok_and(|next| {
+                            let same = next.receiver == header.receiver;
+                            if same {
+                                header = next;
+                            }
+                            same
+                        })
+                });
+                match next {
+                    Some(next) => range = next,
+                    None => break,
+                }
+            }
+        }
+        if frames == 0 {
+            // Nothing of it was authentic.
+            return Ok(());
+        }
+        session.meter.received(frames, bytes, scope.now_ms);
         if session.confirm() {
             self.casts.confirmed.cast(Confirmed { session: session.clone(), via });
         } else if via.is_direct()
@@ -363,20 +557,35 @@ impl Ingress {
         {
             self.casts.seen.cast(SeenFrom { peer: idx, via });
         }
-        let frame = FrameView::parse(plain)?;
+        Ok(())
+    }
+
+    /// Judges a frame that a peer sent, and queues it for the TAP.
+    fn accept(
+        &mut self,
+        entry: &PeerEntry,
+        arena: &mut [u8],
+        range: Range<usize>,
+        partial: bool,
+        scope: &mut IngressScope,
+    ) -> Result<(), DropReason> {
+        let frame = FrameView::parse(&arena[range.clone()])?;
         if frame.dst().is_group() && !entry.handle.admit_group(&frame, scope.now) {
             return Err(DropReason::Storm);
         }
-        match forward::ingress(&frame, idx, &entry.credentials, &scope.fdb, scope.now) {
+        match forward::ingress(&frame, entry.handle.idx, &entry.credentials, &scope.fdb, scope.now) {
             Verdict::Accept { learn } => scope.sightings.extend(learn),
             Verdict::Drop(reason) => return Err(reason),
         }
         if guard::is_neighbour_traffic(&frame) {
             guard::check_leases(&frame, &entry.credentials, &|ip| scope.peers.directory.get(&ip).copied())?;
         }
-        self.tap.write(plain)?;
-        add(&self.views.counters.tap_tx_frames, 1);
-        add(&self.views.counters.tap_tx_bytes, plain.len() as u64);
+        if partial && !scope.takes_partial {
+            segment::complete_parsed(&mut arena[range.clone()])?;
+        }
+        let length = range.len() as u64;
+        self.coalescer.push(arena, range, partial && scope.takes_partial)?;
+        (scope.frames, scope.bytes) = (scope.frames + 1, scope.bytes + length);
         Ok(())
     }
 

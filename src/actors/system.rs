@@ -36,6 +36,7 @@ use crate::ids::{NetworkId, UplinkId};
 use crate::io::batch::SendBatch;
 use crate::io::control_socket::ControlListener;
 use crate::io::files::{FileError, StateDir};
+use crate::io::poll;
 use crate::io::signals::StopSignals;
 use crate::io::store::SqliteStore;
 use crate::io::tap::{Tap, TapConfig};
@@ -68,8 +69,7 @@ const STOP_WITHIN: Duration = Duration::from_millis(700);
 /// What keeps it from starting, or ended it: one line that says what to do.
 pub fn run_client(config: ClientConfig) -> Result<()> {
     // Before anything is written or an invitation used: can this process have a TAP at all?
-    let probe = TapConfig { name: config.device.clone(), mac: None, mtu: config.mtu, vnet: false, multi_queue: false };
-    drop(Tap::open(&probe)?);
+    drop(Tap::open(&tap_config(&config))?);
     let state = state_dir(&config.state)?;
     let _lock = state.lock()?;
     let control = Arc::new(ControlListener::bind(&config.control)?);
@@ -80,6 +80,12 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     let ended = threads.run(&supervisor, &ends);
     shared.slot.set(None);
     ended
+}
+
+/// The device a client makes; its MAC is the lease's.
+fn tap_config(config: &ClientConfig) -> TapConfig {
+    let ClientConfig { device, mtu, offload, .. } = config;
+    TapConfig { name: device.clone(), mac: None, mtu: *mtu, offload: *offload, multi_queue: false }
 }
 
 /// The state directory; without the right to make it, the advice is here, where its option is known.
@@ -225,7 +231,7 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
     let lent = shared.clone();
     let factory = move || {
         let egress = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx());
-        let device = (lent.config.device.clone(), lent.config.mtu);
+        let device = tap_config(&lent.config);
         let counters = lent.views.counters.clone();
         TapReader::new(lent.slot.clone(), lent.lease.clone(), device, egress, counters, lent.end.clone())
     };
@@ -432,7 +438,9 @@ impl Threads {
             .name("data".into())
             .spawn(move || {
                 // It ends when it is told to, or when nobody could tell it any more.
-                let _ = smol::block_on(runs.run(stopped.recv()));
+                if let Err(error) = poll::block_on(runs.run(stopped.recv())) {
+                    log::error!("the data plane ended: {error}");
+                }
             })
             .context("the data-plane thread cannot be started")?;
         Ok(Self { control: Arc::new(Executor::new()), data, stop, worker, kept: std::sync::Mutex::default() })

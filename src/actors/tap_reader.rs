@@ -15,19 +15,21 @@ use super::client::Ending;
 use super::datapath::Egress;
 use super::ext::{Service, StopReason};
 use crate::counters::Counters;
+use crate::io::batch::MAX_RUN_BYTES;
 use crate::io::netlink::{Netlink, NetlinkError, keep_addresses};
-use crate::io::tap::{Tap, TapConfig, TapError};
+use crate::io::poll::{self, Watch};
+use crate::io::tap::{Tap, TapConfig, TapError, VNET_HEADER_LEN};
 use crate::io::tap_slot::TapSlot;
 use crate::messages::tap_reader::Configure;
 use crate::proto::peers::leased_networks;
 use crate::wire::cert::Certificate;
 
-/// Frames read in one burst, before anything is sent.
+/// Frames read in one burst: as many as one segmented send takes.
 const BURST_FRAMES: usize = 64;
-/// Room for a burst of frames at the default MTU; larger frames make the burst shorter.
+/// Bytes read in one burst; the sockets of this thread want their turn.
 const BURST_BYTES: usize = 256 * 1024;
-/// The longest frame a TAP may deliver.
-const FRAME_MAX: usize = 65_536;
+/// The most a TAP delivers in one read: a super-frame of 64 KiB with its headers.
+const READ_MAX: usize = 65_536 + 18 + VNET_HEADER_LEN;
 
 /// The lease the device is to have, as the server link publishes it.
 pub type LeaseCell = Arc<arc_swap::ArcSwapOption<Certificate>>;
@@ -49,22 +51,21 @@ pub enum DeviceError {
 pub struct TapReader {
     slot: TapSlot,
     lease: LeaseCell,
-    device: (String, u16),
+    device: TapConfig,
     egress: Egress,
     counters: Arc<Counters>,
     /// Told when the device cannot be brought up for a reason that only the user can mend.
     end: smol::channel::Sender<Ending>,
     configured: Option<Certificate>,
-    buffer: Vec<u8>,
-    lengths: Vec<usize>,
+    buffer: Box<[u8]>,
 }
 
 impl TapReader {
-    /// `device` is the name (it may hold `%d`) and the MTU.
+    /// `device` is what it should be; its MAC comes from the lease.
     pub fn new(
         slot: TapSlot,
         lease: LeaseCell,
-        device: (String, u16),
+        device: TapConfig,
         egress: Egress,
         counters: Arc<Counters>,
         end: smol::channel::Sender<Ending>,
@@ -77,8 +78,7 @@ impl TapReader {
             counters,
             end,
             configured: None,
-            buffer: vec![0; BURST_BYTES + FRAME_MAX],
-            lengths: Vec::with_capacity(BURST_FRAMES),
+            buffer: vec![0; READ_MAX].into(),
         }
     }
 
@@ -98,12 +98,10 @@ impl TapReader {
             Some(tap) if self.configured.is_none() => tap,
             Some(_) | None => {
                 self.slot.set(None);
-                let (name, mtu) = self.device.clone();
                 let network = leased_networks(&lease);
                 self.check_overlap(&network).await?;
-                let config = TapConfig { name, mac: Some(lease.mac), mtu, vnet: false, multi_queue: false };
-                let tap = Arc::new(Tap::open(&config)?);
-                set_up(&tap, &lease).await.map_err(|source| self.netlink(source))?;
+                let tap = Arc::new(Tap::open(&TapConfig { mac: Some(lease.mac), ..self.device.clone() })?);
+                set_up(&tap, &lease, self.device.mtu).await.map_err(|source| self.netlink(source))?;
                 tap
             }
         };
@@ -134,28 +132,27 @@ impl TapReader {
     }
 
     fn netlink(&self, source: NetlinkError) -> DeviceError {
-        DeviceError::Netlink { name: self.device.0.clone(), source }
+        DeviceError::Netlink { name: self.device.name.clone(), source }
     }
 
+    /// Reads and sends what is there, up to the size of a burst. `WouldBlock` says that all was read.
     fn read_burst(&mut self, tap: &Tap) -> io::Result<()> {
-        let mut used = 0;
-        self.lengths.clear();
+        let mut length = tap.try_read(&mut self.buffer)?;
+        let mut scope = self.egress.scope(Instant::now());
+        let offloaded = tap.offloads().is_some();
+        let (mut frames, mut bytes) = (0, 0);
         let result = loop {
-            if self.lengths.len() == BURST_FRAMES || used >= BURST_BYTES {
+            self.egress.frame(&self.buffer[..length], offloaded, &mut scope);
+            (frames, bytes) = (frames + 1, bytes + length);
+            if frames == BURST_FRAMES || bytes >= BURST_BYTES {
                 break Ok(());
             }
-            match tap.try_read(&mut self.buffer[used..used + FRAME_MAX]) {
-                Ok(length) => {
-                    used += length;
-                    self.lengths.push(length);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
+            match tap.try_read(&mut self.buffer) {
+                Ok(read) => length = read,
                 Err(error) => break Err(error),
             }
         };
-        if !self.lengths.is_empty() {
-            self.egress.frames(&self.buffer[..used], &self.lengths, Instant::now());
-        }
+        self.egress.finish(&scope);
         result
     }
 }
@@ -164,8 +161,22 @@ fn overlaps(one: &IpNet, other: &IpNet) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-async fn set_up(tap: &Tap, lease: &Certificate) -> Result<(), NetlinkError> {
+/// The size of super-frames whose segments just fit one segmented send, so that none is left over for a second. 72
+/// bytes are IPv6 and TCP with timestamps, 66 what we put around a packet, 400 what TCP keeps free of the size.
+fn super_frame_max(mtu: u16) -> u32 {
+    let (packet, run) = (u32::from(mtu), MAX_RUN_BYTES as u32);
+    let segments = (run / (packet + 66)).min(64);
+    (segments * (packet - 72) + 400).min(65_536)
+}
+
+async fn set_up(tap: &Tap, lease: &Certificate, mtu: u16) -> Result<(), NetlinkError> {
     let netlink = Netlink::open()?;
+    if tap.offloads().is_some()
+        && let Err(error) = netlink.set_gso_max_size(tap.ifindex(), super_frame_max(mtu)).await
+    {
+        // It costs a little speed and nothing else.
+        log::debug!("{}: {error}", tap.name());
+    }
     netlink.add_address(tap.ifindex(), lease.ip4.into(), lease.prefix4).await?;
     netlink.set_up(tap.ifindex()).await?;
     if let Some(ip6) = lease.ip6 {
@@ -197,7 +208,7 @@ impl Handler<Configure> for TapReader {
 
 enum Wake<M> {
     Control(M),
-    Readable(io::Result<()>),
+    Readable,
 }
 
 impl Service for TapReader {
@@ -205,6 +216,7 @@ impl Service for TapReader {
 
     async fn run(&mut self, mailbox: &Mailbox<Self>) -> StopReason {
         let mut next = mailbox.next();
+        let mut watched: Option<Watch<Arc<Tap>>> = None;
         loop {
             let tap = match self.configure().await {
                 Ok(tap) => tap,
@@ -220,6 +232,7 @@ impl Service for TapReader {
                 }
             };
             let Some(tap) = tap else {
+                watched = None;
                 let message = (&mut next).await;
                 next = mailbox.next();
                 if message.dispatch_to(self).await.is_break() {
@@ -227,30 +240,39 @@ impl Service for TapReader {
                 }
                 continue;
             };
+            let watch = match watched.take().filter(|watch| Arc::ptr_eq(watch.of(), &tap)) {
+                Some(watch) => watch,
+                None => match Watch::new(tap.clone()) {
+                    Ok(watch) => watch,
+                    Err(error) => return StopReason::Failed(format!("watching {}: {error}", tap.name())),
+                },
+            };
+            let readable = async {
+                watch.readable().await;
+                Wake::Readable
+            };
             // Control first, so that a busy device cannot starve it.
-            let wake =
-                future::or(async { Wake::Control((&mut next).await) }, async { Wake::Readable(tap.readable().await) })
-                    .await;
-            match wake {
+            match future::or(async { Wake::Control((&mut next).await) }, readable).await {
                 Wake::Control(message) => {
                     next = mailbox.next();
                     if message.dispatch_to(self).await.is_break() {
                         return StopReason::Requested;
                     }
                 }
-                Wake::Readable(ready) => {
-                    if let Err(error) = ready.and_then(|()| self.read_burst(&tap)) {
-                        if Tap::is_gone(&error) {
-                            self.slot.set(None);
-                            return StopReason::DeviceGone(format!("{}: {error}", tap.name()));
-                        }
-                        self.counters.dropped(crate::counters::DropReason::TapWrite);
-                        future::yield_now().await;
+                Wake::Readable => match self.read_burst(&tap) {
+                    Ok(()) => poll::turn().await,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => watch.clear(),
+                    Err(error) if Tap::is_gone(&error) => {
+                        self.slot.set(None);
+                        return StopReason::DeviceGone(format!("{}: {error}", tap.name()));
                     }
-                    // One burst is enough for one turn: the sockets of this thread want theirs.
-                    future::yield_now().await;
-                }
+                    Err(_) => {
+                        self.counters.dropped(crate::counters::DropReason::TapWrite);
+                        poll::turn().await;
+                    }
+                },
             }
+            watched = Some(watch);
         }
     }
 }

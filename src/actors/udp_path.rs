@@ -13,9 +13,10 @@ use xtra::{Actor, Mailbox};
 use super::datapath::{HintBudget, Ingress};
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::{Counters, DropReason, add};
-use crate::ids::Endpoint;
+use crate::ids::{Endpoint, UplinkId};
 use crate::io::batch::SendBatch;
-use crate::io::udp::{RecvBatch, UdpUplink};
+use crate::io::poll::{self, Watch};
+use crate::io::udp::{RecvBatch, Train, UdpUplink};
 use crate::io::uplinks::Uplinks;
 use crate::messages::coordinator::{MemberControl, MemberInbound};
 use crate::proto::crypto::{mac16, same_mac};
@@ -49,7 +50,27 @@ pub struct ServerIngress {
 }
 
 impl ServerIngress {
-    /// One datagram, as it came from a socket. Hot.
+    /// A train of datagrams, as it came from a socket. Hot.
+    pub fn train(&mut self, uplink: UplinkId, train: &Train, arena: &mut [u8], now: Instant) {
+        let from = Endpoint { uplink, addr: train.from };
+        let bytes = &mut arena[train.start..train.start + train.len];
+        if Kind::of(bytes) == Some(Kind::Relay) && train.len > train.stride {
+            let relay = self.relay.load();
+            if let Some(to) = relay.forward_train(from, bytes, train.stride) {
+                // What came before it goes before it.
+                self.uplinks.flush(&mut self.batch);
+                self.uplinks.send_train(to, bytes, train.stride);
+                add(&self.counters.relayed_datagrams, train.len.div_ceil(train.stride) as u64);
+                add(&self.counters.relayed_bytes, train.len as u64);
+                return;
+            }
+        }
+        for range in train.datagrams() {
+            self.datagram(from, &mut arena[range], now);
+        }
+    }
+
+    /// One datagram, as it came from a socket.
     pub fn datagram(&mut self, from: Endpoint, datagram: &mut [u8], now: Instant) {
         if let Err(reason) = self.sort(from, datagram, now) {
             self.counters.dropped(reason);
@@ -144,15 +165,17 @@ impl UdpPath {
         match &mut self.reception {
             Reception::Client(ingress) => {
                 let mut scope = ingress.scope(now);
-                self.batch.for_each(|datagram, from, _| {
-                    ingress.datagram(Endpoint { uplink, addr: from }, datagram, &mut scope);
-                });
-                ingress.finish(scope);
+                let (arena, trains) = self.batch.trains();
+                for train in trains {
+                    ingress.train(uplink, &train, arena, &mut scope);
+                }
+                ingress.finish(scope, arena);
             }
             Reception::Server(ingress) => {
-                self.batch.for_each(|datagram, from, _| {
-                    ingress.datagram(Endpoint { uplink, addr: from }, datagram, now);
-                });
+                let (arena, trains) = self.batch.trains();
+                for train in trains {
+                    ingress.train(uplink, &train, arena, now);
+                }
                 ingress.finish();
             }
         }
@@ -170,7 +193,7 @@ impl Actor for UdpPath {
 
 enum Wake<M> {
     Control(M),
-    Readable(std::io::Result<()>),
+    Readable,
 }
 
 impl Service for UdpPath {
@@ -178,12 +201,17 @@ impl Service for UdpPath {
 
     async fn run(&mut self, mailbox: &Mailbox<Self>) -> StopReason {
         let mut next = mailbox.next();
-        let uplink = self.uplink.clone();
+        let watch = match Watch::new(self.uplink.clone()) {
+            Ok(watch) => watch,
+            Err(error) => return StopReason::Failed(format!("watching {}: {error}", self.uplink.local_addr())),
+        };
         loop {
-            let wake = future::or(async { Wake::Control((&mut next).await) }, async {
-                Wake::Readable(uplink.readable().await)
-            })
-            .await;
+            let readable = async {
+                watch.readable().await;
+                Wake::Readable
+            };
+            // Control first, so that a busy socket cannot starve it.
+            let wake = future::or(async { Wake::Control((&mut next).await) }, readable).await;
             match wake {
                 Wake::Control(message) => {
                     next = mailbox.next();
@@ -191,11 +219,12 @@ impl Service for UdpPath {
                         return StopReason::Requested;
                     }
                 }
-                Wake::Readable(ready) => match ready.and_then(|()| self.receive()) {
-                    Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
-                        return StopReason::Failed(format!("receiving on {}: {error}", uplink.local_addr()));
+                Wake::Readable => match self.receive() {
+                    Ok(()) => poll::turn().await,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => watch.clear(),
+                    Err(error) => {
+                        return StopReason::Failed(format!("receiving on {}: {error}", self.uplink.local_addr()));
                     }
-                    Ok(()) | Err(_) => future::yield_now().await,
                 },
             }
         }

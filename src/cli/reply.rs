@@ -42,6 +42,8 @@ pub struct ClientNode {
     pub mac: Option<String>,
     pub device: Option<String>,
     pub mtu: u64,
+    /// What the kernel leaves to us at the device; `None` if frames pass one by one.
+    pub offload: Option<Vec<String>>,
     /// In words: `connected`, `joining`, `offline (from the stored map)`.
     pub state: String,
 }

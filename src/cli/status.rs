@@ -40,7 +40,11 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     let node = &status.node;
     let own = [Some(node.address.as_deref().unwrap_or("no address yet")), node.address6.as_deref()];
     writeln!(out, "client {}: {}", node.name, joined(own))?;
-    let device = node.device.as_ref().map(|device| format!("device {device} with MTU {}", node.mtu));
+    let offload = match &node.offload {
+        Some(names) if !names.is_empty() => format!(", offload {}", names.join(" ")),
+        _ => ", no offload".to_owned(),
+    };
+    let device = node.device.as_ref().map(|device| format!("device {device} with MTU {}{offload}", node.mtu));
     let mac = node.mac.as_deref().and_then(|mac| named("MAC", mac));
     let id = named("id", &node.id);
     let age = age(&status.version, status.uptime_seconds);
@@ -302,7 +306,7 @@ mod tests {
             text,
             "\
 client laptop: 192.168.43.7/24, fd00::7/64
-  connected, device eps0 with MTU 1376, MAC 02:00:00:00:00:07, id 1a2b3c4d, version 0.1.0, up 2 h 5 min
+  connected, device eps0 with MTU 1376, offload csum tso4, MAC 02:00:00:00:00:07, id 1a2b3c4d, version 0.1.0, up 2 h 5 min
 server 198.51.100.1:43439: heard 0.3 s ago, map version 12, network 00000000000000aa
 
 peer     address       state    path               round trip  last proof      in    out
@@ -403,7 +407,8 @@ health:
     fn client() -> Value {
         json!({"role": "client", "version": "0.1.0", "uptime_seconds": 7500.0,
             "node": {"name": "laptop", "id": "1a2b3c4d", "address": "192.168.43.7/24", "address6": "fd00::7/64",
-                "mac": "02:00:00:00:00:07", "device": "eps0", "mtu": 1376, "state": "connected"},
+                "mac": "02:00:00:00:00:07", "device": "eps0", "mtu": 1376,
+                "offload": ["csum", "tso4"], "state": "connected"},
             "server": {"connected": true, "endpoint": "198.51.100.1:43439", "last_contact_seconds": 0.3,
                 "map_version": 12, "network": "00000000000000aa"},
             "peers": [

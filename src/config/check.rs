@@ -130,6 +130,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let name = check.name(raw.name.as_ref(), host_name);
     let device = check.device(raw.device.as_ref());
     let mtu = check.number(raw.mtu.as_ref(), "mtu", 576..=9000, super::MTU, " (bytes)");
+    let offload = check.boolean(raw.offload.as_ref(), "offload", true);
     let lan = check.boolean(raw.lan.as_ref(), "lan", true);
     let direct = check.boolean(raw.direct.as_ref(), "direct", true);
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
@@ -154,6 +155,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         name: name?,
         device: device?,
         mtu: mtu?,
+        offload: offload?,
         lan: lan?,
         direct: direct?,
         control: control?,

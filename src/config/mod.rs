@@ -132,6 +132,8 @@ pub struct ClientConfig {
     pub device: String,
     /// Bytes; 576 to 9000.
     pub mtu: u16,
+    /// The device hands over and takes super-frames, as far as the kernel has them.
+    pub offload: bool,
     /// The addresses of own interfaces are offered as candidates.
     pub lan: bool,
     /// Direct paths are tried; otherwise everything is relayed.

@@ -82,6 +82,9 @@ pub struct ClientOptions {
     /// Largest packet of the device in bytes, 576 to 9000 [default: 1376]
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     pub mtu: Option<String>,
+    /// Let the kernel hand over many segments as one frame; false takes single frames [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub offload: Option<String>,
     /// Tell other members the addresses of this machine's interfaces [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub lan: Option<String>,
@@ -137,6 +140,7 @@ impl ClientOptions {
         one(&mut raw.name, "--name", self.name);
         one(&mut raw.device, "--device", self.device);
         one(&mut raw.mtu, "--mtu", self.mtu);
+        one(&mut raw.offload, "--offload", self.offload);
         one(&mut raw.lan, "--lan", self.lan);
         one(&mut raw.direct, "--direct", self.direct);
         one(&mut raw.control, "--control", self.control);
@@ -195,7 +199,7 @@ mod tests {
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --lan=10 --direct=11 --control=12 --scorecard=13 --log-level=14";
+                    --mtu=9 --offload=10 --lan=11 --direct=12 --control=13 --scorecard=14 --log-level=15";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

@@ -142,6 +142,7 @@ keys! {
         name: Option<String>,
         device: String,
         mtu: u16,
+        offload: bool,
         lan: bool,
         direct: bool,
         control: String,

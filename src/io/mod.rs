@@ -6,6 +6,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod packet;
+pub mod poll;
 pub mod signals;
 pub mod store;
 pub mod tap;

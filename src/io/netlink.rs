@@ -162,6 +162,12 @@ impl Netlink {
         self.change("set an MTU", link(ifindex).mtu(mtu)).await
     }
 
+    /// Sets the largest super-frame, in bytes, that the kernel makes for this interface (`IFLA_GSO_MAX_SIZE`).
+    pub async fn set_gso_max_size(&self, ifindex: u32, bytes: u32) -> Result<(), NetlinkError> {
+        let limited = link(ifindex).append_extra_attribute(LinkAttribute::GsoMaxSize(bytes));
+        self.change("limit the super-frames of an interface", limited).await
+    }
+
     /// Plugs an interface into a bridge.
     pub async fn set_master(&self, ifindex: u32, bridge: u32) -> Result<(), NetlinkError> {
         self.change("add an interface to a bridge", link(ifindex).controller(bridge)).await

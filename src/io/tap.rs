@@ -2,9 +2,9 @@
 //!
 //! Opening creates the device (or attaches to a persistent one), gives it a MAC and an MTU, and leaves it down and
 //! without addresses; [`super::netlink`] does the rest. One read is one frame, one write is one frame: a TAP has no
-//! `recvmmsg`, so the only batch there is is the super-frame of a device opened with `vnet`.
+//! `recvmmsg`, so the only batch there is is the super-frame of a device opened with `offload`.
 //!
-//! With `vnet`, each read delivers, and each write expects, `[virtio_net_hdr][frame]`, the header being
+//! With `offload`, each read delivers, and each write expects, `[virtio_net_hdr][frame]`, the header being
 //! [`VNET_HEADER_LEN`] bytes (virtio 1.2, 5.1.6, with `num_buffers`), and the frame may be up to 64 KiB. Without it, a
 //! read is the frame alone and never longer than the MTU plus Ethernet and VLAN headers.
 //!
@@ -12,11 +12,10 @@
 //! namespace is opened on a thread that is in it. Reading and writing work from anywhere.
 
 use std::ffi::CString;
-use std::io;
+use std::fmt;
+use std::io::{self, IoSlice};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-
-use async_io::Async;
 
 use crate::ids::MacAddr;
 
@@ -32,8 +31,8 @@ pub struct TapConfig {
     pub mac: Option<MacAddr>,
     /// Bytes of payload in a frame, without the Ethernet header.
     pub mtu: u16,
-    /// Frames carry a virtio-net header, and may be super-frames once offloads are asked for.
-    pub vnet: bool,
+    /// Frames carry a virtio-net header and may be super-frames, as far as the kernel has the [`Offloads`].
+    pub offload: bool,
     /// Lets the device be opened again under its name, each opening being one more queue.
     pub multi_queue: bool,
 }
@@ -41,9 +40,56 @@ pub struct TapConfig {
 /// An open TAP device, or one queue of it. The device disappears with the last queue.
 #[derive(Debug)]
 pub struct Tap {
-    fd: Async<OwnedFd>,
+    fd: OwnedFd,
     name: String,
     ifindex: u32,
+    offloads: Option<Offloads>,
+}
+
+/// What the kernel leaves to the other end of a device: the `TUN_F_*` bits of `TUNSETOFFLOAD` (linux/if_tun.h).
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offloads(u32);
+
+impl Offloads {
+    /// Checksums may be partial.
+    pub const CSUM: Self = Self(1);
+    /// TCP super-frames, over IPv4 and IPv6.
+    pub const TSO4: Self = Self(2);
+    pub const TSO6: Self = Self(4);
+    /// TCP super-frames whose first segment has CWR.
+    pub const TSO_ECN: Self = Self(8);
+    /// UDP super-frames (Linux 6.2), over IPv4 and IPv6.
+    pub const USO4: Self = Self(0x20);
+    pub const USO6: Self = Self(0x40);
+
+    const NAMES: [(Self, &'static str); 6] = [
+        (Self::CSUM, "csum"),
+        (Self::TSO4, "tso4"),
+        (Self::TSO6, "tso6"),
+        (Self::TSO_ECN, "ecn"),
+        (Self::USO4, "uso4"),
+        (Self::USO6, "uso6"),
+    ];
+
+    /// Whether it has all of `other`.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Their names, in a fixed order.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES.into_iter().filter(move |(one, _)| self.has(*one)).map(|(_, name)| name)
+    }
+
+    const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl fmt::Debug for Offloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
 }
 
 /// Why a TAP device could not be opened.
@@ -69,14 +115,14 @@ impl Tap {
     ///
     /// It is down and has no addresses yet.
     pub fn open(config: &TapConfig) -> Result<Self, TapError> {
-        let TapConfig { name, mac, mtu, vnet, multi_queue } = config;
+        let TapConfig { name, mac, mtu, offload, multi_queue } = config;
         if !is_interface_name(name) {
             return Err(TapError::NameInvalid { name: name.clone() });
         }
         let device = open_tun(name)?;
 
         let mut flags = libc::IFF_TAP | libc::IFF_NO_PI;
-        if *vnet {
+        if *offload {
             flags |= libc::IFF_VNET_HDR;
         }
         if *multi_queue {
@@ -103,11 +149,14 @@ impl Tap {
                 _ => TapError::Other { name, call, source },
             }
         };
-        if *vnet {
+        let offloads = if *offload {
             let mut size = VNET_HEADER_LEN as libc::c_int;
             // SAFETY: TUNSETVNETHDRSZ reads one int.
             unsafe { ioctl(device.as_fd(), libc::TUNSETVNETHDRSZ, &mut size) }.map_err(failed("TUNSETVNETHDRSZ"))?;
-        }
+            Some(ask_for_offloads(device.as_fd()))
+        } else {
+            None
+        };
         let control = control_socket().map_err(failed("socket"))?;
         if let Some(mac) = mac {
             let mut request = interface_request(&name);
@@ -127,8 +176,7 @@ impl Tap {
             .map_err(failed("SIOCSIFMTU"))?;
 
         let ifindex = interface_index(&name);
-        let fd = Async::new(device).map_err(failed("epoll_ctl"))?;
-        Ok(Self { fd, name, ifindex })
+        Ok(Self { fd: device, name, ifindex, offloads })
     }
 
     /// The interface's name, with `%d` filled in. Others may rename the interface later; the index stays.
@@ -141,38 +189,24 @@ impl Tap {
         self.ifindex
     }
 
-    /// Waits until [`Self::try_read`] may find a frame, or the device is gone. Safe to drop.
-    ///
-    /// It costs a round through the reactor, so read until `WouldBlock` first.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.fd.readable().await
+    /// What the kernel hands over and takes; `None` for a device without virtio-net headers.
+    pub fn offloads(&self) -> Option<Offloads> {
+        self.offloads
     }
 
     /// Reads one frame into `buffer` and returns its length, with the virtio-net header if the device has one.
     ///
     /// `WouldBlock` when there is none. A frame longer than `buffer` is cut short.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            // SAFETY: the pointer and length are those of one exclusive slice.
-            let count = unsafe { libc::read(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-            if let Some(result) = io_result(count) {
-                return result;
-            }
-        }
+        Ok(rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer))?)
     }
 
-    /// Writes one frame, with the virtio-net header if the device has one.
+    /// Writes one frame, in parts, the first being the virtio-net header if the device has one.
     ///
     /// `EIO` means the device is down, `EINVAL` that this frame or its header is malformed; both concern this frame
     /// only. It never waits: the frame goes straight into the kernel's receive path.
-    pub fn try_write(&self, frame: &[u8]) -> io::Result<usize> {
-        loop {
-            // SAFETY: the pointer and length are those of one shared slice.
-            let count = unsafe { libc::write(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len()) };
-            if let Some(result) = io_result(count) {
-                return result;
-            }
-        }
+    pub fn try_write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(rustix::io::retry_on_intr(|| rustix::io::writev(&self.fd, parts))?)
     }
 
     /// Whether `error`, from a read or write, means that the device was deleted and will not come back.
@@ -183,15 +217,24 @@ impl Tap {
     }
 }
 
-/// `None` to try again after a signal.
-fn io_result(count: libc::ssize_t) -> Option<io::Result<usize>> {
-    match usize::try_from(count) {
-        Ok(count) => Some(Ok(count)),
-        Err(_) => {
-            let error = io::Error::last_os_error();
-            (error.kind() != io::ErrorKind::Interrupted).then_some(Err(error))
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Switches on as much as the kernel has: kernels before 6.2 refuse the whole set if UDP is in it.
+fn ask_for_offloads(device: BorrowedFd<'_>) -> Offloads {
+    const CSUM: Offloads = Offloads::CSUM;
+    const TCP: Offloads = CSUM.and(Offloads::TSO4).and(Offloads::TSO6).and(Offloads::TSO_ECN);
+    const UDP: Offloads = TCP.and(Offloads::USO4).and(Offloads::USO6);
+    for wanted in [UDP, TCP, CSUM] {
+        // SAFETY: TUNSETOFFLOAD takes the bits themselves, no pointer.
+        if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(wanted.0)) } == 0 {
+            return wanted;
         }
     }
+    Offloads::default()
 }
 
 fn open_tun(name: &str) -> Result<OwnedFd, TapError> {
@@ -264,12 +307,13 @@ fn interface_index(name: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::super::netns::{Netns, can_make_networks};
+    use super::super::poll::{self, Watch};
     use super::*;
     use std::time::Duration;
 
     fn config(name: &str) -> TapConfig {
         let mac = Some(MacAddr([2, 0, 0x5e, 0x10, 0, 1]));
-        TapConfig { name: name.into(), mac, mtu: 1400, vnet: false, multi_queue: false }
+        TapConfig { name: name.into(), mac, mtu: 1400, offload: false, multi_queue: false }
     }
 
     #[test]
@@ -334,7 +378,7 @@ mod tests {
         }
         let ns = Netns::new().expect("a namespace");
         ns.run(|| {
-            let config = TapConfig { multi_queue: true, vnet: true, ..config("eps0") };
+            let config = TapConfig { multi_queue: true, offload: true, ..config("eps0") };
             let first = Tap::open(&config).expect("a TAP");
             let second = Tap::open(&config).expect("a second queue");
             assert_eq!(first.ifindex(), second.ifindex());
@@ -349,23 +393,26 @@ mod tests {
         let ns = Netns::new().expect("a namespace");
         let tap = ns.run(|| Tap::open(&config("eps0"))).expect("a TAP");
         let frame = [0u8; 60];
-        let error = tap.try_write(&frame).expect_err("the device is down");
+        let write = || tap.try_write(&[IoSlice::new(&frame[..20]), IoSlice::new(&frame[20..])]);
+        let error = write().expect_err("the device is down");
         assert!(!Tap::is_gone(&error), "{error}");
         assert_eq!(tap.try_read(&mut [0; 2000]).expect_err("empty").kind(), io::ErrorKind::WouldBlock);
 
         let netlink = ns.netlink().expect("a netlink socket");
         smol::block_on(async {
             netlink.set_up(tap.ifindex()).await.expect("up");
-            assert_eq!(tap.try_write(&frame).expect("a frame"), 60);
+            assert_eq!(write().expect("a frame"), 60);
             netlink.delete_link(tap.ifindex()).await.expect("deleted");
         });
-        let woken = smol::block_on(smol::future::or(
+        let woken = poll::block_on(smol::future::or(
             async {
+                let watch = Watch::new(&tap).expect("watched");
                 loop {
+                    watch.readable().await;
                     match tap.try_read(&mut [0; 2000]) {
                         Err(error) if Tap::is_gone(&error) => return true,
                         Ok(_) => {}
-                        Err(_) => drop(tap.readable().await),
+                        Err(_) => watch.clear(),
                     }
                 }
             },
@@ -374,6 +421,20 @@ mod tests {
                 false
             },
         ));
-        assert!(woken, "the reader never heard of the deletion");
+        assert!(woken.expect("an epoll"), "the reader never heard of the deletion");
+    }
+
+    #[test]
+    fn what_the_kernel_offloads_is_known_by_name() {
+        assert_eq!(Offloads::CSUM.and(Offloads::TSO6).names().collect::<Vec<_>>(), ["csum", "tso6"]);
+        if !can_make_networks() {
+            return;
+        }
+        let ns = Netns::new().expect("a namespace");
+        let open = |name, offload| ns.run(|| Tap::open(&TapConfig { offload, ..config(name) })).expect("a TAP");
+        assert_eq!(open("plain", false).offloads(), None);
+        let offloads = open("super", true).offloads().expect("virtio-net headers");
+        assert!(offloads.has(Offloads::TSO4.and(Offloads::TSO6)), "{offloads:?}");
+        println!("this kernel offloads {offloads:?}");
     }
 }

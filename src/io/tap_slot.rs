@@ -3,12 +3,17 @@
 //! The slot outlives the actor that reads the device, so a restarted reader finds it as it was; when the device is
 //! deleted under us, the reader empties the slot and opens a new one.
 
+use std::io::IoSlice;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
-use super::tap::Tap;
+use super::tap::{Offloads, Tap};
 use crate::counters::DropReason;
+use crate::wire::vnet::VnetHeader;
+
+/// Parts of one frame that are written together at the most.
+pub const PARTS_MAX: usize = 64;
 
 /// Holds the device between one reader and the next.
 #[derive(Clone, Default)]
@@ -35,12 +40,36 @@ impl TapSlot {
 }
 
 impl TapTx {
-    /// Writes one frame. Hot. A device that is down or gone drops it.
+    /// What the device takes; nothing if there is none, or none with virtio-net headers.
+    pub fn offloads(&self) -> Offloads {
+        self.0.0.load().as_deref().and_then(Tap::offloads).unwrap_or_default()
+    }
+
+    /// Writes one frame. A device that is down or gone drops it.
     pub fn write(&self, frame: &[u8]) -> Result<(), DropReason> {
+        self.write_parts(&VnetHeader::PLAIN, std::iter::once(frame))
+    }
+
+    /// Writes one frame that lies in up to [`PARTS_MAX`] parts. Hot. The header says nothing to a device without
+    /// virtio-net headers, so only a plain one may be given then.
+    pub fn write_parts<'a>(
+        &self,
+        header: &VnetHeader,
+        parts: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), DropReason> {
         let tap = self.0.0.load();
-        match tap.as_deref() {
-            Some(tap) => tap.try_write(frame).map(drop).map_err(|_| DropReason::TapWrite),
-            None => Err(DropReason::TapWrite),
+        let tap = tap.as_deref().ok_or(DropReason::TapWrite)?;
+        let header = header.to_bytes();
+        let mut slices = [IoSlice::new(&[]); PARTS_MAX + 1];
+        let mut count = 0;
+        if tap.offloads().is_some() {
+            slices[0] = IoSlice::new(&header);
+            count = 1;
         }
+        for part in parts {
+            *slices.get_mut(count).ok_or(DropReason::TooLong)? = IoSlice::new(part);
+            count += 1;
+        }
+        tap.try_write(&slices[..count]).map(drop).map_err(|_| DropReason::TapWrite)
     }
 }

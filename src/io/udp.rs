@@ -1,14 +1,14 @@
 //! A UDP socket of the underlay: batches out by GSO, batches in by `recvmmsg` and GRO.
 //!
-//! Nothing here waits except [`UdpUplink::readable`] and [`UdpUplink::writable`]; nothing here knows what a datagram
-//! means. Errors that the network sent back about an earlier datagram (ICMP) never end a socket.
+//! Nothing here waits, see [`poll`](super::poll); nothing here knows what a datagram means. Errors that the network sent back about an earlier datagram (ICMP) never end a socket.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use async_io::Async;
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -19,10 +19,12 @@ use crate::ids::UplinkId;
 pub struct UdpUplink {
     id: UplinkId,
     local_addr: SocketAddr,
-    socket: Async<UdpSocket>,
+    socket: UdpSocket,
     state: UdpSocketState,
     /// Our own copy of the limit, since quinn-udp also lowers its own for errors that concern one destination.
     gso_segments: AtomicUsize,
+    /// Destinations whose way out cannot cut segmented sends.
+    uncut: UncutPaths,
 }
 
 /// Why a UDP socket could not be bound.
@@ -71,9 +73,8 @@ impl UdpUplink {
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(failed("setsockopt"))?;
         allow_fragments(&socket, addr).map_err(failed("IP_MTU_DISCOVER"))?;
         let local_addr = socket.local_addr().map_err(failed("getsockname"))?;
-        let socket = Async::new(socket).map_err(failed("epoll_ctl"))?;
         let gso_segments = AtomicUsize::new(state.max_gso_segments());
-        Ok(Self { id, local_addr, socket, state, gso_segments })
+        Ok(Self { id, local_addr, socket, state, gso_segments, uncut: UncutPaths::default() })
     }
 
     /// The number datagrams to and from this socket are known by.
@@ -86,21 +87,9 @@ impl UdpUplink {
         self.local_addr
     }
 
-    /// How many segments one [`Self::send`] may hold; 1 where the kernel or the device has no GSO. It may fall.
+    /// How many segments one [`Self::send`] may hold; 1 where the kernel has no GSO. It may fall.
     pub fn max_gso_segments(&self) -> usize {
         self.gso_segments.load(Relaxed)
-    }
-
-    /// Waits until [`Self::try_recv`] may find datagrams. Safe to drop.
-    ///
-    /// It costs a round through the reactor, so receive until `WouldBlock` first.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.socket.readable().await
-    }
-
-    /// Waits until the send buffer has room again. Safe to drop.
-    pub async fn writable(&self) -> io::Result<()> {
-        self.socket.writable().await
     }
 
     /// Receives what is there, up to the size of `batch`, in one call; returns the number of datagrams.
@@ -113,7 +102,7 @@ impl UdpUplink {
         let mut slots: [IoSliceMut<'_>; SLOTS] =
             std::array::from_fn(|_| IoSliceMut::new(slots.next().expect("the buffer has SLOTS slots")));
         for _ in 0..MAX_STALE_ERRORS {
-            match self.state.recv(UdpSockRef::from(self.socket.get_ref()), &mut slots, &mut metas[..]) {
+            match self.state.recv(UdpSockRef::from(&self.socket), &mut slots, &mut metas[..]) {
                 Ok(count) => {
                     *filled = count;
                     return Ok(batch.datagrams());
@@ -135,13 +124,15 @@ impl UdpUplink {
     pub fn send(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>) -> io::Result<()> {
         let segment_size = segment_size.filter(|size| (1..bytes.len()).contains(size));
         let Some(size) = segment_size else { return self.send_one(to, bytes, None) };
-        if self.max_gso_segments() > 1 {
+        if self.max_gso_segments() > 1 && !self.uncut.has(to.ip()) {
             let Err(error) = self.send_one(to, bytes, segment_size) else { return Ok(()) };
             match error.raw_os_error() {
                 // The device cannot do it (EIO: no checksum offload); some kernels say EINVAL.
                 Some(libc::EIO | libc::EINVAL) => {
-                    log::info!("{:?}: {error} on a segmented send; sending datagrams one by one from here on", self.id);
-                    self.gso_segments.store(1, Relaxed);
+                    log::info!("{:?}: {error} on a segmented send to {to}; sending one by one there from now on", self.id);
+                    if !self.uncut.add(to.ip()) {
+                        self.gso_segments.store(1, Relaxed);
+                    }
                 }
                 // A segment is larger than the MTU towards this destination. GSO does not fragment; plain sends do.
                 Some(libc::EMSGSIZE) => {}
@@ -153,12 +144,48 @@ impl UdpUplink {
 
     fn send_one(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>) -> io::Result<()> {
         let transmit = Transmit { destination: to, ecn: None, contents: bytes, segment_size, src_ip: None };
-        let attempt = || self.state.try_send(UdpSockRef::from(self.socket.get_ref()), &transmit);
+        let attempt = || self.state.try_send(UdpSockRef::from(&self.socket), &transmit);
         match attempt() {
             // The kernel reports it once, on whichever call comes next, and did not send this datagram.
             Err(error) if is_about_an_earlier_datagram(&error) => attempt(),
             result => result,
         }
+    }
+}
+
+/// Addresses that segmented sends failed for.
+#[derive(Debug, Default)]
+struct UncutPaths {
+    any: AtomicBool,
+    addrs: Mutex<Vec<IpAddr>>,
+}
+
+/// With so many it is this machine, not the way to somebody.
+const UNCUT_MAX: usize = 64;
+
+impl UncutPaths {
+    fn has(&self, to: IpAddr) -> bool {
+        self.any.load(Relaxed) && self.addrs().contains(&to)
+    }
+
+    /// `false` if there are too many.
+    fn add(&self, to: IpAddr) -> bool {
+        let mut addrs = self.addrs();
+        if !addrs.contains(&to) {
+            addrs.push(to);
+        }
+        self.any.store(true, Relaxed);
+        addrs.len() < UNCUT_MAX
+    }
+
+    fn addrs(&self) -> MutexGuard<'_, Vec<IpAddr>> {
+        self.addrs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsFd for UdpUplink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
@@ -213,6 +240,29 @@ fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value
     }
 }
 
+/// Datagrams of one sender that came as one: equal in length, but for a shorter last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Train {
+    /// IPv4-mapped addresses are given as IPv4.
+    pub from: SocketAddr,
+    /// The local address it came to.
+    pub local: Option<IpAddr>,
+    /// Where in the batch's bytes it begins, and how many it has; none for an empty datagram.
+    pub start: usize,
+    pub len: usize,
+    /// The length of each datagram, at least 1.
+    pub stride: usize,
+}
+
+impl Train {
+    /// Where each datagram lies. A train without bytes is one empty datagram.
+    pub fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let Self { start, len, stride, .. } = *self;
+        let count = len.div_ceil(stride).max(1);
+        (0..count).map(move |number| start + number * stride..start + len.min((number + 1) * stride))
+    }
+}
+
 /// Datagrams received in one call; reused from call to call. Takes 1 MiB.
 pub struct RecvBatch {
     bytes: Box<[u8]>,
@@ -247,21 +297,16 @@ impl RecvBatch {
         self.metas[..self.filled].iter().map(|meta| meta.len).sum()
     }
 
-    /// Hands over each datagram, its sender and the local address it came to, in order of arrival.
-    ///
-    /// The bytes may be changed in place. IPv4-mapped addresses come as IPv4.
-    pub fn for_each(&mut self, mut handle: impl FnMut(&mut [u8], SocketAddr, Option<IpAddr>)) {
-        for (slot, meta) in self.bytes.chunks_exact_mut(SLOT_BYTES).zip(&self.metas[..self.filled]) {
-            let from = canonical(meta.addr);
-            let local = meta.dst_ip.map(|ip| ip.to_canonical());
-            if meta.len == 0 {
-                handle(&mut [], from, local);
-                continue;
-            }
-            for datagram in slot[..meta.len].chunks_mut(meta.stride.max(1)) {
-                handle(datagram, from, local);
-            }
-        }
+    /// All bytes held, and which of them are whose datagrams, in order of arrival. The bytes may be changed in place.
+    pub fn trains(&mut self) -> (&mut [u8], impl Iterator<Item = Train>) {
+        let train = |(slot, meta): (usize, &RecvMeta)| Train {
+            from: canonical(meta.addr),
+            local: meta.dst_ip.map(|ip| ip.to_canonical()),
+            start: slot * SLOT_BYTES,
+            len: meta.len,
+            stride: meta.stride.max(1),
+        };
+        (&mut self.bytes, self.metas[..self.filled].iter().enumerate().map(train))
     }
 }
 
@@ -292,8 +337,9 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use super::super::poll::{self, Watch};
     use super::*;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     const BUFFER: usize = 1 << 20;
 
@@ -306,10 +352,20 @@ mod tests {
         let mut batch = RecvBatch::new();
         let mut received = Vec::new();
         let all = async {
+            let watch = Watch::new(uplink).expect("watched");
             while received.len() < count {
                 match uplink.try_recv(&mut batch) {
-                    Ok(_) => batch.for_each(|datagram, from, local| received.push((datagram.to_vec(), from, local))),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => uplink.readable().await.expect("alive"),
+                    Ok(_) => {
+                        let (bytes, trains) = batch.trains();
+                        for train in trains {
+                            let datagram = |range: Range<usize>| (bytes[range].to_vec(), train.from, train.local);
+                            received.extend(train.datagrams().map(datagram));
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        watch.clear();
+                        watch.readable().await;
+                    }
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -317,7 +373,7 @@ mod tests {
         let late = async {
             smol::Timer::after(Duration::from_secs(2)).await;
         };
-        smol::block_on(smol::future::or(all, late));
+        poll::block_on(smol::future::or(all, late)).expect("an epoll");
         received
     }
 
@@ -342,11 +398,23 @@ mod tests {
         let (from, to) = (uplink("127.0.0.1:0"), uplink("127.0.0.1:0"));
         from.send(to.local_addr(), b"abcabc", Some(3)).expect("sent");
         let mut batch = RecvBatch::new();
-        smol::block_on(to.readable()).expect("readable");
-        assert_eq!(to.try_recv(&mut batch).expect("received"), 2);
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let received = loop {
+            match to.try_recv(&mut batch) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
+                result => break result.expect("received"),
+            }
+        };
+        assert_eq!(received, 2);
         assert_eq!(batch.bytes(), 6);
-        batch.for_each(|datagram, _, _| datagram.reverse());
-        batch.for_each(|datagram, _, _| assert_eq!(datagram, b"cba"));
+        for _ in 0..2 {
+            let (bytes, trains) = batch.trains();
+            for range in trains.flat_map(|train| train.datagrams()) {
+                bytes[range].reverse();
+            }
+        }
+        let (bytes, trains) = batch.trains();
+        assert_eq!(trains.map(|train| &bytes[train.start..][..train.len]).collect::<Vec<_>>(), [b"abcabc"]);
     }
 
     #[test]
@@ -397,7 +465,7 @@ mod tests {
         let (alice, bob) = (uplink("127.0.0.1:0"), uplink("127.0.0.1:0"));
         let nobody = uplink("127.0.0.1:0").local_addr();
         // Makes the kernel report ICMP errors on an unconnected socket, which it does not do by itself.
-        set_option(alice.socket.get_ref(), libc::IPPROTO_IP, libc::IP_RECVERR, 1).expect("an option");
+        set_option(&alice.socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1).expect("an option");
         alice.send(nobody, b"hello?", None).expect("sent");
         std::thread::sleep(Duration::from_millis(50));
         alice.send(bob.local_addr(), b"hello", None).expect("sent in spite of the error about the other one");

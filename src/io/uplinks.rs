@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::batch::SendBatch;
+use super::batch::{MAX_RUN_BYTES, SendBatch};
 use super::tcp::TcpTx;
 use super::udp::UdpUplink;
 use crate::counters::{Counters, DropReason, add};
@@ -75,7 +75,16 @@ impl Uplinks {
         batch.flush(|endpoint, bytes, segment| self.send_run(endpoint, bytes, segment));
     }
 
-    fn send_run(&self, to: Endpoint, bytes: &[u8], segment: Option<usize>) {
+    /// Sends datagrams of `stride` bytes, the last perhaps shorter, in as few calls as the socket allows. Hot.
+    pub fn send_train(&self, to: Endpoint, bytes: &[u8], stride: usize) {
+        for run in bytes.chunks(stride * self.max_segments().min(MAX_RUN_BYTES / stride).max(1)) {
+            self.send_run(to, run, (run.len() > stride).then_some(stride));
+        }
+    }
+
+    /// Sends `bytes`: one datagram, or with `segment` as many of that length as they hold, the last perhaps shorter,
+    /// and as many as one [GSO send](UdpUplink::send) may have. Hot.
+    pub fn send_run(&self, to: Endpoint, bytes: &[u8], segment: Option<usize>) {
         let count = segment.map_or(1, |segment| bytes.len().div_ceil(segment)) as u64;
         let counters = &self.counters;
         let sent = match to.uplink {

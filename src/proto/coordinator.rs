@@ -29,7 +29,7 @@ use crate::ids::{ChannelToken, Endpoint, PeerIdx, PublicKey, SessionIndex, Uplin
 use crate::wire::control::{
     Candidate, CandidateKind, Control, DELTA_ENTRIES_MAX, MapChange, MapEntry, PeerReport, RefusalCode,
 };
-use crate::wire::handshake::{HandshakeView, Hint, HintReason};
+use crate::wire::handshake::{Capabilities, HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
 use crate::wire::join::Token;
 
@@ -509,7 +509,7 @@ impl Coordinator {
         now: Instant,
     ) -> Arc<Session> {
         let member = self.members.get_mut(key).expect("the caller has added it");
-        let session = member.link.adopt(split, suite, local, remote, now);
+        let session = member.link.adopt(split, suite, Capabilities::NONE, local, remote, now);
         self.index_of.insert(local, *key);
         self.outputs.push_back(Output::SessionsChanged);
         session

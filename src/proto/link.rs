@@ -23,7 +23,7 @@ use super::session::{MESSAGES_REKEY, Meter, Owner, Session, SessionParts};
 use crate::counters::DropReason;
 use crate::ids::{NetworkId, PublicKey, SessionIndex};
 use crate::wire::cert::CERT_LEN;
-use crate::wire::handshake::{CookieReply, HandshakeHeader, HandshakePayload, HandshakeView, PAYLOAD_LEN};
+use crate::wire::handshake::{Capabilities, CookieReply, HandshakeHeader, HandshakePayload, HandshakeView, PAYLOAD_LEN};
 use crate::wire::header::Kind;
 
 /// Waits between initiations that nobody answers: quick at first, since most losses are single.
@@ -93,7 +93,7 @@ impl Node {
         HandshakePayload {
             boot: self.boot,
             sequence: self.sequence.fetch_add(1, Relaxed) + 1,
-            capabilities: 0,
+            capabilities: Capabilities::OURS,
             max_payload: u16::MAX,
             receive_modes: 0,
             suites,
@@ -324,7 +324,8 @@ impl Link {
         if noise != view.noise {
             return Err(DropReason::NotAuthentic);
         }
-        check(&HandshakePayload::parse(payload, &view.header)?)?;
+        let payload = HandshakePayload::parse(payload, &view.header)?;
+        check(&payload)?;
         let keys = transport_keys(split, suite);
         let session = Arc::new(Session::new(
             SessionParts {
@@ -334,6 +335,7 @@ impl Link {
                 remote_index: view.header.sender,
                 initiator: true,
                 suite,
+                capabilities: payload.capabilities,
                 meter: self.meter.clone(),
                 seal_key: keys.i2r,
                 open_key: keys.r2i,
@@ -394,7 +396,7 @@ impl Link {
                 retry.at = now + ANSWER_PATIENCE;
             }
         }
-        let session = self.adopt(&split, suite, index, incoming.header.sender, now);
+        let session = self.adopt(&split, suite, incoming.payload.capabilities, index, incoming.header.sender, now);
         Ok((self.macs.finish(&header.to_bytes(), &noise, now), session))
     }
 
@@ -403,6 +405,7 @@ impl Link {
         &mut self,
         split: &Split,
         suite: super::crypto::Suite,
+        capabilities: Capabilities,
         local_index: SessionIndex,
         remote_index: SessionIndex,
         now: Instant,
@@ -416,6 +419,7 @@ impl Link {
                 remote_index,
                 initiator: false,
                 suite,
+                capabilities,
                 meter: self.meter.clone(),
                 seal_key: keys.r2i,
                 open_key: keys.i2r,

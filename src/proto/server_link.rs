@@ -23,7 +23,7 @@ use crate::counters::DropReason;
 use crate::ids::{Endpoint, NetworkId, PublicKey, SessionIndex};
 use crate::wire::cert::CERT_LEN;
 use crate::wire::control::{Candidate, Control, RefusalCode};
-use crate::wire::handshake::{CookieReply, HandshakeHeader, HandshakeView, Hint, HintReason};
+use crate::wire::handshake::{Capabilities, CookieReply, HandshakeHeader, HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
 use crate::wire::join::fingerprint;
 
@@ -534,6 +534,8 @@ impl ServerLink {
                 remote_index: parts.remote,
                 initiator: true,
                 suite: parts.suite,
+                // The server is sent no frames.
+                capabilities: Capabilities::NONE,
                 meter: self.meter.clone(),
                 seal_key: keys.i2r,
                 open_key: keys.r2i,

@@ -6,13 +6,14 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::crypto::{Suite, TransportKey};
 use super::replay::ReplayWindow;
 use crate::counters::DropReason;
 use crate::ids::{PeerIdx, PublicKey, SessionIndex};
+use crate::wire::handshake::Capabilities;
 use crate::wire::header::{HEADER_LEN, Kind, OVERHEAD, SealedHeader, TAG_LEN};
 
 /// Whom a session is with.
@@ -103,6 +104,8 @@ pub struct Session {
     pub initiator: bool,
     pub born: Instant,
     pub suite: Suite,
+    /// What the other side can take.
+    pub capabilities: Capabilities,
     pub meter: Arc<Meter>,
     seal_key: TransportKey,
     open_key: TransportKey,
@@ -130,6 +133,7 @@ pub struct SessionParts {
     pub remote_index: SessionIndex,
     pub initiator: bool,
     pub suite: Suite,
+    pub capabilities: Capabilities,
     pub meter: Arc<Meter>,
     pub seal_key: TransportKey,
     pub open_key: TransportKey,
@@ -147,6 +151,7 @@ impl Session {
             initiator: parts.initiator,
             born: now,
             suite: parts.suite,
+            capabilities: parts.capabilities,
             meter: parts.meter,
             seal_key: parts.seal_key,
             open_key: parts.open_key,
@@ -166,14 +171,20 @@ impl Session {
 
     /// Seals a datagram in place. `datagram` has [`sealed_len`](Self::sealed_len) bytes and holds `plain` bytes of
     /// plaintext after the header's room. Called per frame: no allocation, no lock.
-    pub fn seal(&self, kind: Kind, datagram: &mut [u8], plain: usize) -> Result<(), DropReason> {
+    /// `partial` marks a frame whose checksum the receiver has to complete, if it [can](Capabilities).
+    pub fn seal_frame(&self, partial: bool, datagram: &mut [u8], plain: usize) -> Result<(), DropReason> {
+        self.seal(Kind::Data, partial, datagram, plain)
+    }
+
+    fn seal(&self, kind: Kind, partial: bool, datagram: &mut [u8], plain: usize) -> Result<(), DropReason> {
         let counter = self.counter.fetch_add(1, Relaxed);
         if counter >= MESSAGES_MAX || self.expired.load(Relaxed) {
             return Err(DropReason::SessionExpired);
         }
         let padding = datagram.len() - OVERHEAD - plain;
         debug_assert!(padding < 16, "padding has four bits");
-        let header = SealedHeader { kind, padding: padding as u8, receiver: self.remote_index, counter }.to_bytes();
+        let header = SealedHeader { kind, padding: padding as u8, partial, receiver: self.remote_index, counter };
+        let header = header.to_bytes();
         datagram[..HEADER_LEN].copy_from_slice(&header);
         let (body, tag) = datagram[HEADER_LEN..].split_at_mut(plain + padding);
         body[plain..].fill(0);
@@ -185,29 +196,18 @@ impl Session {
     pub fn seal_control(&self, plain: &[u8]) -> Result<Vec<u8>, DropReason> {
         let mut datagram = vec![0; Self::sealed_len(plain.len(), usize::MAX)];
         datagram[HEADER_LEN..HEADER_LEN + plain.len()].copy_from_slice(plain);
-        self.seal(Kind::Ctrl, &mut datagram, plain.len())?;
+        self.seal(Kind::Ctrl, false, &mut datagram, plain.len())?;
         Ok(datagram)
     }
 
-    /// Opens a datagram in place and gives its plaintext. The counter is checked cheaply before and set after
-    /// authentication, so forged datagrams cannot move the window. Called per frame: no allocation.
+    /// Opens one datagram in place and gives its plaintext; see [`Opener::open`].
     pub fn open<'a>(&self, header: &SealedHeader, datagram: &'a mut [u8]) -> Result<&'a mut [u8], DropReason> {
-        if self.expired.load(Relaxed) {
-            return Err(DropReason::SessionExpired);
-        }
-        if !self.replay.lock().unwrap_or_else(PoisonError::into_inner).is_fresh(header.counter) {
-            return Err(DropReason::Replayed);
-        }
-        let (header_bytes, sealed) = datagram.split_at_mut(HEADER_LEN);
-        let plain = self.open_key.open(header.counter, header_bytes, sealed)?;
-        let length = plain.len() - usize::from(header.padding);
-        if plain[length..].iter().any(|byte| *byte != 0) {
-            return Err(DropReason::Malformed);
-        }
-        if !self.replay.lock().unwrap_or_else(PoisonError::into_inner).accept(header.counter) {
-            return Err(DropReason::Replayed);
-        }
-        Ok(&mut plain[..length])
+        self.opener().open(header, datagram)
+    }
+
+    /// Opens datagrams that came together; holds the replay window meanwhile.
+    pub fn opener(&self) -> Opener<'_> {
+        Opener { session: self, replay: self.replay.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Notes the first authentic datagram; `true` once, for a responder: the initiator has the keys.
@@ -242,6 +242,35 @@ impl Session {
     }
 }
 
+/// A session's receiving side, for one run of datagrams.
+pub struct Opener<'s> {
+    session: &'s Session,
+    replay: MutexGuard<'s, ReplayWindow>,
+}
+
+impl Opener<'_> {
+    /// Opens a datagram in place and gives its plaintext. The counter is checked cheaply before and set after
+    /// authentication, so forged datagrams cannot move the window. Called per frame: no allocation.
+    pub fn open<'a>(&mut self, header: &SealedHeader, datagram: &'a mut [u8]) -> Result<&'a mut [u8], DropReason> {
+        if self.session.expired.load(Relaxed) {
+            return Err(DropReason::SessionExpired);
+        }
+        if !self.replay.is_fresh(header.counter) {
+            return Err(DropReason::Replayed);
+        }
+        let (header_bytes, sealed) = datagram.split_at_mut(HEADER_LEN);
+        let plain = self.session.open_key.open(header.counter, header_bytes, sealed)?;
+        let length = plain.len() - usize::from(header.padding);
+        if plain[length..].iter().any(|byte| *byte != 0) {
+            return Err(DropReason::Malformed);
+        }
+        if !self.replay.accept(header.counter) {
+            return Err(DropReason::Replayed);
+        }
+        Ok(&mut plain[..length])
+    }
+}
+
 const _: () = assert!(TAG_LEN == 16 && OVERHEAD == 32);
 
 impl std::fmt::Debug for Session {
@@ -269,6 +298,7 @@ pub(crate) mod tests {
                 remote_index: SessionIndex(u32::from(!initiator)),
                 initiator,
                 suite,
+                capabilities: Capabilities::OURS,
                 meter: Arc::default(),
                 seal_key,
                 open_key,
@@ -281,7 +311,7 @@ pub(crate) mod tests {
     fn sealed(session: &Session, frame: &[u8], limit: usize) -> Vec<u8> {
         let mut datagram = vec![0xaa; Session::sealed_len(frame.len(), limit)];
         datagram[16..16 + frame.len()].copy_from_slice(frame);
-        session.seal(Kind::Data, &mut datagram, frame.len()).expect("a fresh session seals");
+        session.seal_frame(false, &mut datagram, frame.len()).expect("a fresh session seals");
         datagram
     }
 

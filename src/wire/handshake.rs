@@ -106,6 +106,22 @@ impl<'a> HandshakeView<'a> {
     }
 }
 
+/// What a node can take beside the plain protocol, as bits. Unknown ones are ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities(pub u32);
+
+impl Capabilities {
+    /// Frames whose TCP or UDP checksum is only the pseudo header's sum, marked in their DATA header.
+    pub const PARTIAL_CHECKSUMS: u32 = 1;
+    /// All that this program can.
+    pub const OURS: Self = Self(Self::PARTIAL_CHECKSUMS);
+    pub const NONE: Self = Self(0);
+
+    pub fn takes_partial_checksums(self) -> bool {
+        self.0 & Self::PARTIAL_CHECKSUMS != 0
+    }
+}
+
 /// The sealed part of INIT, RESP and ENROL3. Layout: boot counter 8, sequence 4, capabilities 4, largest UDP payload
 /// 2, receive modes 1, suites 1 and sender index 4 (as in the header, so that the transcript binds them in both
 /// directions), zero 8, certificate 160 (all zero in ENROL3).
@@ -114,8 +130,7 @@ pub struct HandshakePayload {
     /// Freshness: (boot counter, sequence) must grow from one initiation of a node to the next.
     pub boot: u64,
     pub sequence: u32,
-    /// Capability bits; none is defined yet, unknown ones are ignored.
-    pub capabilities: u32,
+    pub capabilities: Capabilities,
     /// Largest UDP payload accepted, in bytes.
     pub max_payload: u16,
     pub receive_modes: u8,
@@ -130,7 +145,7 @@ impl HandshakePayload {
         let mut bytes = [0; PAYLOAD_LEN];
         bytes[..8].copy_from_slice(&self.boot.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.sequence.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.capabilities.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.capabilities.0.to_le_bytes());
         bytes[16..18].copy_from_slice(&self.max_payload.to_le_bytes());
         bytes[18] = self.receive_modes;
         bytes[19] = self.suites;
@@ -144,7 +159,7 @@ impl HandshakePayload {
         let payload = Self {
             boot: u64_at(bytes, 0),
             sequence: u32_at(bytes, 8),
-            capabilities: u32_at(bytes, 12),
+            capabilities: Capabilities(u32_at(bytes, 12)),
             max_payload: u16::from_le_bytes([bytes[16], bytes[17]]),
             receive_modes: bytes[18],
             suites: bytes[19],
@@ -252,7 +267,7 @@ mod tests {
         let payload = HandshakePayload {
             boot: 3,
             sequence: 4,
-            capabilities: 0,
+            capabilities: Capabilities::OURS,
             max_payload: 1472,
             receive_modes: 0,
             suites: 0b1010,

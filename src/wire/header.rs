@@ -57,9 +57,14 @@ pub struct SealedHeader {
     pub kind: Kind,
     /// Zero bytes after the plaintext, 0 to 15.
     pub padding: u8,
+    /// DATA only: the TCP or UDP checksum of the frame is the pseudo header's sum, and the sender vouches for the rest.
+    pub partial: bool,
     pub receiver: SessionIndex,
     pub counter: u64,
 }
+
+/// The bit of byte 1 that [`SealedHeader::partial`] is; the three above it are zero.
+const PARTIAL: u8 = 0x10;
 
 impl SealedHeader {
     /// Reads the header of a DATA or CTRL datagram that is long enough to hold a tag.
@@ -69,18 +74,19 @@ impl SealedHeader {
             _ => return Err(DropReason::Malformed),
         };
         let sealed = datagram.len().checked_sub(OVERHEAD).ok_or(DropReason::Malformed)?;
-        let padding = datagram[1];
-        if padding > 15 || datagram[2] != 0 || datagram[3] != 0 || usize::from(padding) > sealed {
+        let (padding, flags) = (datagram[1] & 0x0f, datagram[1] & 0xf0);
+        let partial = flags == PARTIAL && kind == Kind::Data;
+        if flags != 0 && !partial || datagram[2] != 0 || datagram[3] != 0 || usize::from(padding) > sealed {
             return Err(DropReason::Malformed);
         }
-        Ok(Self { kind, padding, receiver: SessionIndex(u32_at(datagram, 4)), counter: u64_at(datagram, 8) })
+        Ok(Self { kind, padding, partial, receiver: SessionIndex(u32_at(datagram, 4)), counter: u64_at(datagram, 8) })
     }
 
     /// The header's bytes, which are also the associated data of the seal.
     pub fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[0] = self.kind as u8;
-        bytes[1] = self.padding;
+        bytes[1] = self.padding | if self.partial { PARTIAL } else { 0 };
         bytes[4..8].copy_from_slice(&self.receiver.0.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.counter.to_le_bytes());
         bytes
@@ -104,9 +110,9 @@ mod tests {
     #[test]
     fn a_header_reads_back_as_written() {
         let header =
-            SealedHeader { kind: Kind::Data, padding: 5, receiver: SessionIndex(0x0102_0304), counter: 0x1122 };
+            SealedHeader { kind: Kind::Data, padding: 5, partial: true, receiver: SessionIndex(0x0102_0304), counter: 0x1122 };
         let mut datagram = header.to_bytes().to_vec();
-        assert_eq!(&datagram[..], &[0xe0, 5, 0, 0, 4, 3, 2, 1, 0x22, 0x11, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&datagram[..], &[0xe0, 0x15, 0, 0, 4, 3, 2, 1, 0x22, 0x11, 0, 0, 0, 0, 0, 0]);
         datagram.resize(OVERHEAD + 16, 0);
         assert_eq!(SealedHeader::parse(&datagram), Ok(header));
     }

@@ -9,7 +9,7 @@ use eps_actor::proto::admission::open_token;
 use eps_actor::proto::cookie::Macs;
 use eps_actor::proto::crypto::enrol_mac1_key;
 use eps_actor::proto::noise::{Identity, XxInitiator};
-use eps_actor::wire::handshake::{HandshakeHeader, HandshakePayload, HandshakeView};
+use eps_actor::wire::handshake::{Capabilities, HandshakeHeader, HandshakePayload, HandshakeView};
 use eps_actor::wire::header::Kind;
 use eps_actor::wire::join::{JoinLine, Token};
 use rand::SeedableRng;
@@ -160,7 +160,7 @@ impl Attempt {
         let payload = HandshakePayload {
             boot: 1,
             sequence: 1,
-            capabilities: 0,
+            capabilities: Capabilities::NONE,
             max_payload: 1400,
             receive_modes: 0,
             suites: 0,

@@ -408,7 +408,7 @@ impl Run {
         if let Some((session, route)) = member.and_then(|member| member.session.as_ref().zip(member.route)) {
             let mut datagram = vec![0; Session::sealed_len(frame.len(), usize::MAX)];
             datagram[HEADER_LEN..HEADER_LEN + frame.len()].copy_from_slice(&frame);
-            if session.seal(Kind::Data, &mut datagram, frame.len()).is_ok() {
+            if session.seal_frame(false, &mut datagram, frame.len()).is_ok() {
                 session.meter.transmitted(1, frame.len() as u64, self.epoch.ms(now));
                 out.push_back(Effect::send(route, datagram));
                 return;
