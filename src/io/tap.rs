@@ -18,9 +18,10 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::ids::MacAddr;
+use crate::wire::vnet::VnetHeader;
 
 /// Bytes of the virtio-net header before each frame of a device opened with `vnet`.
-pub const VNET_HEADER_LEN: usize = 12;
+pub const VNET_HEADER_LEN: usize = VnetHeader::LEN;
 
 /// What a TAP device should be.
 #[derive(Debug, Clone, PartialEq, Eq)]

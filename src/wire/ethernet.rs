@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::counters::DropReason;
 use crate::ids::{MacAddr, VlanId};
+use crate::wire::checksum;
 
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const ETHERTYPE_ARP: u16 = 0x0806;
@@ -428,17 +429,10 @@ pub fn parse_neighbour<'a>(frame: &FrameView<'a>) -> Option<(Ipv6View<'a>, Neigh
 
 /// The checksum of an ICMPv6 message whose checksum field is zero, with its pseudo header (RFC 4443, 2.3).
 pub fn icmpv6_checksum(src: Ipv6Addr, dst: Ipv6Addr, message: &[u8]) -> u16 {
-    let words = |bytes: &[u8]| -> u64 {
-        let (pairs, last) = bytes.as_chunks::<2>();
-        let sum: u64 = pairs.iter().map(|pair| u64::from(u16::from_be_bytes(*pair))).sum();
-        sum + last.first().map_or(0, |byte| u64::from(*byte) << 8)
-    };
-    let mut sum = words(&src.octets()) + words(&dst.octets()) + words(message);
-    sum += message.len() as u64 + u64::from(IP_PROTOCOL_ICMPV6);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
+    let mut addresses = [0; 32];
+    addresses[..16].copy_from_slice(&src.octets());
+    addresses[16..].copy_from_slice(&dst.octets());
+    (checksum::pseudo_header(&addresses, IP_PROTOCOL_ICMPV6, message.len()) + checksum::sum(message)).checksum()
 }
 
 /// Starts an answer: to the sender of `request`, from `mac`, with the tag of `request`.

@@ -23,9 +23,11 @@
 //! network makes them panic.
 
 pub mod cert;
+pub mod checksum;
 pub mod control;
 pub mod ethernet;
 pub mod handshake;
 pub mod header;
 pub mod join;
 pub mod relay;
+pub mod vnet;
