@@ -27,7 +27,7 @@ use crate::proto::crypto::{mac16, same_mac};
 use crate::proto::fdb::Sighting;
 use crate::proto::forward::{self, EgressFacts, Ingress as Verdict};
 use crate::proto::guard::{self, Rights};
-use crate::proto::segment::{self, Checksums, Segmenter};
+use crate::proto::segment::{self, Checksums, PartialChecksum, Segmenter};
 use crate::proto::session::{Epoch, Session};
 use crate::view::{FdbView, Outlet, PeerEntry, PeerHandle, PeerView, SelfView, ServerView};
 use crate::wire::ethernet::FrameView;
@@ -78,7 +78,8 @@ impl<'a> Load<'a> {
         if segments.is_none() && bytes.len() > FRAME_MAX {
             return Err(DropReason::TooLong);
         }
-        let may_stay_partial = header.needs_csum && segment::is_locatable(&header, bytes);
+        let may_stay_partial =
+            segments.is_none() && segment::partial_kind(&header, bytes) == PartialChecksum::Transport;
         Ok(Self { header, bytes, segments, may_stay_partial })
     }
 
@@ -395,7 +396,7 @@ impl Ingress {
     /// its trains lie in.
     pub fn finish(&mut self, scope: IngressScope, arena: &[u8]) {
         let Self { coalescer, tap, views, casts, .. } = self;
-        coalescer.flush(arena, |header, pieces| {
+        coalescer.flush(|header, pieces| {
             let parts = pieces.iter().map(|piece| &arena[piece.range()]);
             if let Err(reason) = tap.write_parts(header, parts) {
                 views.counters.dropped_many(reason, pieces.len() as u64);

@@ -70,16 +70,7 @@ impl TapReader {
         counters: Arc<Counters>,
         end: smol::channel::Sender<Ending>,
     ) -> Self {
-        Self {
-            slot,
-            lease,
-            device,
-            egress,
-            counters,
-            end,
-            configured: None,
-            buffer: vec![0; READ_MAX].into(),
-        }
+        Self { slot, lease, device, egress, counters, end, configured: None, buffer: vec![0; READ_MAX].into() }
     }
 
     /// Brings the device up to the lease, making it first if there is none.

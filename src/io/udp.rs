@@ -129,7 +129,10 @@ impl UdpUplink {
             match error.raw_os_error() {
                 // The device cannot do it (EIO: no checksum offload); some kernels say EINVAL.
                 Some(libc::EIO | libc::EINVAL) => {
-                    log::info!("{:?}: {error} on a segmented send to {to}; sending one by one there from now on", self.id);
+                    log::info!(
+                        "{:?}: {error} on a segmented send to {to}; sending one by one there from now on",
+                        self.id
+                    );
                     if !self.uncut.add(to.ip()) {
                         self.gso_segments.store(1, Relaxed);
                     }

@@ -23,7 +23,9 @@ use super::session::{MESSAGES_REKEY, Meter, Owner, Session, SessionParts};
 use crate::counters::DropReason;
 use crate::ids::{NetworkId, PublicKey, SessionIndex};
 use crate::wire::cert::CERT_LEN;
-use crate::wire::handshake::{Capabilities, CookieReply, HandshakeHeader, HandshakePayload, HandshakeView, PAYLOAD_LEN};
+use crate::wire::handshake::{
+    Capabilities, CookieReply, HandshakeHeader, HandshakePayload, HandshakeView, PAYLOAD_LEN,
+};
 use crate::wire::header::Kind;
 
 /// Waits between initiations that nobody answers: quick at first, since most losses are single.

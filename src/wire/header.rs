@@ -109,8 +109,13 @@ mod tests {
 
     #[test]
     fn a_header_reads_back_as_written() {
-        let header =
-            SealedHeader { kind: Kind::Data, padding: 5, partial: true, receiver: SessionIndex(0x0102_0304), counter: 0x1122 };
+        let header = SealedHeader {
+            kind: Kind::Data,
+            padding: 5,
+            partial: true,
+            receiver: SessionIndex(0x0102_0304),
+            counter: 0x1122,
+        };
         let mut datagram = header.to_bytes().to_vec();
         assert_eq!(&datagram[..], &[0xe0, 0x15, 0, 0, 4, 3, 2, 1, 0x22, 0x11, 0, 0, 0, 0, 0, 0]);
         datagram.resize(OVERHEAD + 16, 0);

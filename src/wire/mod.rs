@@ -9,7 +9,7 @@
 //! | type   | pad or | suites | 0      | receiver index         | counter, network tag, token id                |
 //! |        | version|        |        | (sender's in E4, E5)   | or channel token                              |
 //! +--------+--------+--------+--------+------------------------+-----------------------------------------------+
-//! E0 DATA   header, sealed [frame][0 to 15 zero bytes], tag 16
+//! E0 DATA   header, sealed [frame][0 to 15 zero bytes], tag 16; bit 4 of byte 1: the frame's checksum is partial
 //! E1 CTRL   header, sealed list of {kind, flags, length, body}, tag 16
 //! E4 INIT   header, Noise message 1 (288), MAC1, MAC2                     336 bytes
 //! E5 RESP   header, Noise message 2 (240), MAC1, MAC2                     288 bytes
