@@ -102,7 +102,7 @@ struct Later {
 }
 
 /// What a run needs to know to go on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Growth {
     layout: Layout,
     frames: u32,
@@ -289,7 +289,9 @@ impl Coalescer {
         self.open.iter().rposition(|open| {
             open.hash == hash && {
                 let run = &self.runs[open.run as usize];
-                run.growth.is_some_and(|growth| candidate.is_of_flow(&arena[run.first.range()], &growth.layout))
+                run.growth
+                    .as_ref()
+                    .is_some_and(|growth| candidate.is_of_flow(&arena[run.first.range()], &growth.layout))
             }
         })
     }
@@ -580,6 +582,9 @@ mod tests {
     const BOTH: Limits = Limits { tcp: true, udp: true };
     const ACK: u16 = 0x10;
 
+    /// One thing in which a frame may differ from the one before.
+    type Change = (&'static str, fn(&mut Packet));
+
     #[test]
     fn consecutive_segments_are_one_super_frame_and_a_shorter_one_ends_it() {
         for (base, gso) in [
@@ -613,7 +618,7 @@ mod tests {
 
     #[test]
     fn headers_that_differ_are_not_joined() {
-        let changes: [(&str, fn(&mut Packet)); 9] = [
+        let changes: [Change; 9] = [
             ("source station", |p| p.station += 1),
             ("VLAN tag", |p| p.tag = Some(9)),
             ("TOS or traffic class", |p| p.tos ^= 1),
@@ -639,7 +644,7 @@ mod tests {
     #[test]
     fn tcp_headers_that_differ_are_not_joined() {
         let base = Packet { flags: ACK | 0x40, options: vec![1; 4], ..Packet::tcp() };
-        let changes: [(&str, fn(&mut Packet)); 8] = [
+        let changes: [Change; 8] = [
             ("a gap", |p| p.seq += 1),
             ("a repetition", |p| p.seq -= 100),
             ("acknowledgement", |p| p.ack += 1),
@@ -789,6 +794,12 @@ mod tests {
         let base = Packet::udp();
         let two = |sealed, partial| joined(&[&base, &next(&base)].map(|packet| (packet.build(sealed), partial))).len();
         assert_eq!((two(Sealed::Without, false), two(Sealed::Partial, true), two(Sealed::Partial, false)), (2, 1, 2));
+        // Even where nothing would be the right checksum, were it one.
+        let empty_handed = Packet { payload: vec![0; 2], ..Packet::udp() };
+        let rest = u16_at(&empty_handed.build(Sealed::Complete), 40);
+        let base = Packet { payload: rest.to_be_bytes().to_vec(), ..empty_handed };
+        let frames = [&base, &next(&base)].map(|packet| (packet.build(Sealed::Without), false));
+        assert_eq!(joined(&frames).len(), 2);
         let empty = Packet { payload: vec![], ..Packet::udp() };
         assert_eq!(sizes(&[empty.clone(), next(&empty)]), [1, 1]);
     }
