@@ -57,7 +57,7 @@ def find(subject, relay=False):
         ours = json.load(f)
     found[OURS] = dict(ours, topology="pair", expect="direct")
     if relay:
-        found[RELAYED] = dict(ours, topology="chain", expect="relayed")
+        found[RELAYED] = dict(ours, topology="chain", expect="relay")
     absent = {}
     for program, make, _ in known():
         name = NAMES.get(program, program)
