@@ -33,7 +33,7 @@ from world import Failed, World, clear_leftovers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOOLS = {"iperf3": "iperf3", "ping": "iputils-ping", "ethtool": "ethtool", "ip": "iproute2", "sysctl": "procps",
-         "nft": "nftables", "wg": "wireguard-tools", "openssl": "openssl"}
+         "nft": "nftables", "iptables": "iptables", "wg": "wireguard-tools", "openssl": "openssl"}
 NEEDED = ["iperf3", "ping", "ethtool", "ip", "sysctl"]
 MEASURES = ["tcp1", "tcp4", "udp64", "udpmtu", "rtt", "load"]
 
@@ -80,13 +80,15 @@ def main():
     run = {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "rounds": options.rounds, "secs": options.secs,
            "congestion": options.congestion or read("/proc/sys/net/ipv4/tcp_congestion_control"),
            "peers": {name: describe(found[name]) for name in chosen}, "absent": absent, "legs": []}
+    interrupted = False
     try:
         measure_all(run, options, {name: found[name] for name in chosen})
     except KeyboardInterrupt:
+        interrupted = True
         print("\nbench: interrupted; the table is of what there is", flush=True)
     if any(leg["samples"] for leg in run["legs"]):
         publish(run, options.out)
-    return run
+    return 130 if interrupted else 0
 
 
 def measure_all(run, options, chosen):
@@ -286,4 +288,4 @@ def percent(text):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,7 +46,7 @@ class World:
         self.env = dict(os.environ, **OVERLAY, **ADDRESSES[topology])
 
     def __enter__(self):
-        self.scratch = tempfile.mkdtemp(prefix=f"{PREFIX}.")
+        self.scratch = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}.")
         self.env["W"] = self.scratch
         self.log = open(os.path.join(self.scratch, "log"), "wb")
         try:
@@ -288,12 +288,17 @@ def is_zombie(pid):
 
 
 def clear_leftovers():
-    """Removes the namespaces of runs that were killed outright."""
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir("/run/netns"):
-            owner = re.fullmatch(rf"{PREFIX}(\d+)[abs]", name)
-            if owner and not os.path.exists(f"/proc/{owner[1]}"):
-                clear_namespace(name)
+    """Removes what runs that were killed outright left: their processes died with them."""
+    for folder, remove in ("/run/netns", clear_namespace), (tempfile.gettempdir(), remove_scratch):
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(folder):
+                owner = re.fullmatch(rf"{PREFIX}(\d+)([abs]|\..*)", name)
+                if owner and not os.path.exists(f"/proc/{owner[1]}"):
+                    remove(name)
+
+
+def remove_scratch(name):
+    shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
 
 
 def shorten(text, limit=240):
