@@ -1,4 +1,5 @@
 """The main measures as a picture: panels of horizontal bars, the best on top, ours in its own colour. Plain SVG."""
+
 from dataclasses import dataclass
 from html import escape
 
@@ -8,18 +9,20 @@ from report import BY_KEY, number
 WIDTH, MARGIN, GAP = 1240, 40, 44
 COLUMNS = 2
 PANEL = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) // COLUMNS
-LABEL, VALUE = 148, 96             # left of the bars, and right of the longest
+LABEL, VALUE = 148, 96  # left of the bars, and right of the longest
 BAR, ROW_GAP, PANEL_HEAD, PANEL_GAP = 11, 9, 58, 34
 TITLE, LEGEND = 84, 34
 
 INK, MUTED, RULE, PAPER = "#1c2430", "#6b7686", "#e3e7ec", "#ffffff"
 OURS_COLOURS = ("#e4572e", "#f3a78f", "#f8d0c3")
+OURS_ROW = "#fdf1ed"
 LAYER_COLOURS = {2: ("#2f6690", "#93b7d1", "#c9dbe8"), 3: ("#7d8896", "#bcc3cc", "#dde1e6")}
 
 
 @dataclass
 class Series:
     """One bar of each peer's: where its value comes from, and what the panel calls it."""
+
     leg: dict
     key: str
     says: str
@@ -69,11 +72,28 @@ def svg(run):
         heights[column] += panel.height + PANEL_GAP
     height = max(heights) + LEGEND
     legs = "; ".join(leg["name"] if leg["name"] != "loss" else f"{leg['loss']:g} % loss" for leg in run["legs"])
-    heads = [text(MARGIN, 42, "eps-actor beside its peers", 24, weight=600),
-             text(MARGIN, 66, f"{run['date']} · {run['machine']} · median of {run['rounds']} × {run['secs']} s · underlay: {legs}", 13, MUTED)]
-    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-                      'font-family="Inter, \'Helvetica Neue\', Arial, \'DejaVu Sans\', sans-serif">',
-                      f'<rect width="{WIDTH}" height="{height}" fill="{PAPER}"/>', *heads, *body, *legend(height - 24), "</svg>", ""])
+    heads = [
+        text(MARGIN, 42, "eps-actor beside its peers", 24, weight=600),
+        text(
+            MARGIN,
+            66,
+            f"{run['date']} · {run['machine']} · median of {run['rounds']} × {run['secs']} s · underlay: {legs}",
+            13,
+            MUTED,
+        ),
+    ]
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+            "font-family=\"Inter, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif\">",
+            rectangle(0, 0, WIDTH, height, PAPER),
+            *heads,
+            *body,
+            *legend(height - 24),
+            "</svg>",
+            "",
+        ]
+    )
 
 
 def panels_of(run):
@@ -84,13 +104,21 @@ def panels_of(run):
         return [Series(main, key, says) for key, says in series]
 
     yield Panel("TCP throughput", of(("tcp1_gbit", "1 stream"), ("tcp4_gbit", "4 streams")))
-    yield Panel("UDP, 64 bytes", of(("udp64_kpps", "delivered at saturation"), ("udp64_clean_kpps", "with less than 1 % lost")))
+    yield Panel(
+        "UDP, 64 bytes", of(("udp64_kpps", "delivered at saturation"), ("udp64_clean_kpps", "with less than 1 % lost"))
+    )
     yield Panel("VPN CPU for 1 GB of TCP, both ends", of(("cpu_s_per_gb", "")))
     yield Panel("Round trip, idle", of(("rtt_p50_us", "p50"), ("rtt_p99_us", "p99")))
     yield Panel("Round trip while one TCP stream fills the tunnel", of(("load_p50_us", "p50"), ("load_p99_us", "p99")))
     yield Panel("Peak memory of an end", of(("peak_mb", "")))
-    others = [Series(legs[name], "tcp1_gbit", says) for name, says in
-              (("cut", "packets cut"), ("loss", f"{legs['loss']['loss']:g} % loss" if "loss" in legs else "")) if name in legs]
+    others = [
+        Series(legs[name], "tcp1_gbit", says)
+        for name, says in (
+            ("cut", "packets cut"),
+            ("loss", f"{legs['loss']['loss']:g} % loss" if "loss" in legs else ""),
+        )
+        if name in legs
+    ]
     if others and main["name"] not in ("cut", "loss"):
         yield Panel("TCP, 1 stream, on a harder underlay", others)
 
@@ -102,7 +130,7 @@ def draw(panel, run, x, y):
     note = " · ".join(part for part in (says, best, f"raw veth {raw}" if raw else "") if part)
     yield text(x, y + 16, f"{panel.title}, {panel.unit}", 15, weight=600)
     yield text(x, y + 35, note, 12, MUTED)
-    yield f'<rect x="{x}" y="{y + 44}" width="{PANEL}" height="1" fill="{RULE}"/>'
+    yield rectangle(x, y + 44, PANEL, 1, RULE)
     rows = panel.rows()
     longest = max(s.value(n) or 0 for s in panel.series for n in rows) or 1
     room = PANEL - LABEL - VALUE
@@ -111,16 +139,31 @@ def draw(panel, run, x, y):
         tall = BAR * len(panel.series)
         ours = name in (OURS, RELAYED)
         if ours:
-            yield f'<rect x="{x}" y="{top - ROW_GAP / 2}" width="{PANEL}" height="{panel.row_height}" fill="#fdf1ed"/>'
-        yield text(x + LABEL - 10, top + tall / 2 + 4.5, name, 13, OURS_COLOURS[0] if ours else INK, "end", 600 if ours else 400)
+            yield rectangle(x, top - ROW_GAP / 2, PANEL, panel.row_height, OURS_ROW)
+        yield text(
+            x + LABEL - 10,
+            top + tall / 2 + 4.5,
+            name,
+            13,
+            OURS_COLOURS[0] if ours else INK,
+            "end",
+            600 if ours else 400,
+        )
         for j, series in enumerate(panel.series):
             value = series.value(name)
             if value is None:
                 continue
             width = max(1.5, room * value / longest)
             bar_y = top + j * BAR
-            yield f'<rect x="{x + LABEL}" y="{bar_y}" width="{width:.1f}" height="{BAR - 1}" rx="1.5" fill="{colour(run, name, j)}"/>'
-            yield text(x + LABEL + width + 6, bar_y + BAR - 1.5, number(value), 11, INK if j == 0 else MUTED, weight=600 if ours and j == 0 else 400)
+            yield rectangle(x + LABEL, bar_y, width, BAR - 1, colour(run, name, j), radius=1.5)
+            yield text(
+                x + LABEL + width + 6,
+                bar_y + BAR - 1.5,
+                number(value),
+                11,
+                INK if j == 0 else MUTED,
+                weight=600 if ours and j == 0 else 400,
+            )
 
 
 def colour(run, name, series):
@@ -129,12 +172,21 @@ def colour(run, name, series):
 
 def legend(y):
     x = MARGIN
-    for fill, says in ((OURS_COLOURS[0], "eps-actor (layer 2)"), (LAYER_COLOURS[2][0], "other layer 2 VPNs"), (LAYER_COLOURS[3][0], "layer 3 VPNs")):
-        yield f'<rect x="{x}" y="{y - 10}" width="12" height="12" rx="2" fill="{fill}"/>'
+    for fill, says in (
+        (OURS_COLOURS[0], "eps-actor (layer 2)"),
+        (LAYER_COLOURS[2][0], "other layer 2 VPNs"),
+        (LAYER_COLOURS[3][0], "layer 3 VPNs"),
+    ):
+        yield rectangle(x, y - 10, 12, 12, fill, radius=2)
         yield text(x + 19, y, says, 12, MUTED)
         x += 44 + 7 * len(says)
     yield text(x, y, "The paler bar is the second of each pair.", 12, MUTED)
 
 
 def text(x, y, words, size, fill=INK, anchor="start", weight=400):
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{fill}" text-anchor="{anchor}" font-weight="{weight}">{escape(words)}</text>'
+    style = f'font-size="{size}" font-weight="{weight}" fill="{fill}" text-anchor="{anchor}"'
+    return f'<text x="{x:g}" y="{y:g}" {style}>{escape(words)}</text>'
+
+
+def rectangle(x, y, width, height, fill, radius=0):
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:.1f}" height="{height:g}" rx="{radius}" fill="{fill}"/>'

@@ -3,6 +3,7 @@
 first_reply.py ADDRESS DEVICE prints an empty line when it is ready. A lost ARP request is repeated after 20 ms and not
 after Linux's second, which would else be most of the time measured.
 """
+
 import contextlib
 import os
 import select

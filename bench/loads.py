@@ -1,4 +1,5 @@
 """The loads: what is put on a World, and what is made of it. Each is bounded in time and holds the machine's lock."""
+
 import contextlib
 import fcntl
 import json
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from world import Failed
 
 IPERF_PORT = 5201
-CLEAN_LOSS = 0.01            # "under 1 % loss"
+CLEAN_LOSS = 0.01  # "under 1 % loss"
 SEARCH_START_PPS = 20_000
 SEARCH_TOP_PPS = 4_000_000
-SEARCH_HALVINGS = 4          # of a factor of 2: the rate is known to 4 %
+SEARCH_HALVINGS = 4  # of a factor of 2: the rate is known to 4 %
 SEARCH_SECS = 1
 
 
@@ -30,15 +31,15 @@ def machine_lock():
 
 @dataclass
 class Tcp:
-    gbit: float              # that arrived, in Gbit/s
-    cpu_s_per_gb: float      # of the VPN's two ends
-    server_s_per_gb: float   # of a server beside them
+    gbit: float  # that arrived, in Gbit/s
+    cpu_s_per_gb: float  # of the VPN's two ends
+    server_s_per_gb: float  # of a server beside them
 
 
 @dataclass
 class Udp:
-    pps: float               # datagrams that arrived, per second
-    gbit: float              # the same as payload
+    pps: float  # datagrams that arrived, per second
+    gbit: float  # the same as payload
     sent_pps: float
     loss: float
 
@@ -64,8 +65,12 @@ def udp(world, secs, size, pps=0):
     if not sent["packets"] or not arrived["seconds"]:
         raise Failed("no UDP was sent")
     packets = arrived["bytes"] / size
-    return Udp(packets / arrived["seconds"], arrived["bytes"] * 8 / arrived["seconds"] / 1e9,
-               sent["packets"] / sent["seconds"], max(0.0, 1 - packets / sent["packets"]))
+    return Udp(
+        packets / arrived["seconds"],
+        arrived["bytes"] * 8 / arrived["seconds"] / 1e9,
+        sent["packets"] / sent["seconds"],
+        max(0.0, 1 - packets / sent["packets"]),
+    )
 
 
 def udp_clean_pps(world, size):
@@ -78,11 +83,11 @@ def udp_clean_pps(world, size):
             break
         best, low = max(best, got.pps), offered
         if got.sent_pps < 0.9 * offered:
-            return best                                  # the sender is at its end, not the tunnel
+            return best  # the sender is at its end, not the tunnel
         offered *= 2
     if high is None:
         return best
-    low = low or high // 16                              # even the first was too much
+    low = low or high // 16  # even the first was too much
     for _ in range(SEARCH_HALVINGS):
         offered = int((low * high) ** 0.5)
         if got := _try_clean(world, size, offered):
@@ -137,8 +142,12 @@ def _ping(world, count, interval):
 def iperf(world, secs, options):
     """One run from b to a: iperf3's report, with the server's own under server_output_json."""
     with _iperf_server(world):
-        client = world.spawn(f"iperf3 -c $OA -t {secs} -J --get-server-output --connect-timeout 3000 {' '.join(options)}",
-                             "b", "load", stdout=subprocess.PIPE)
+        client = world.spawn(
+            f"iperf3 -c $OA -t {secs} -J --get-server-output --connect-timeout 3000 {' '.join(options)}",
+            "b",
+            "load",
+            stdout=subprocess.PIPE,
+        )
         try:
             out, _ = client.communicate(timeout=secs + 20)
         except subprocess.TimeoutExpired:
@@ -169,7 +178,7 @@ def _listens(pid):
     """Whether something listens on iperf3's port in the namespace of this process."""
     with contextlib.suppress(OSError):
         if not os.readlink(f"/proc/{pid}/exe").endswith("/iperf3"):
-            return False                                 # not in its namespace yet
+            return False  # not in its namespace yet
         for table in "tcp", "tcp6":
             with open(f"/proc/{pid}/net/{table}") as rows:
                 if any(re.search(rf":{IPERF_PORT:04X} [0-9A-F]+:0000 0A ", row) for row in rows):

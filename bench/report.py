@@ -1,4 +1,5 @@
 """What came out, for people: the table with its ratios, and the bars with their verdicts."""
+
 import re
 from dataclasses import dataclass
 
@@ -28,12 +29,21 @@ FIGURES = [
     Figure("load_p50_us", "RTT p50 under TCP", "µs", False),
     Figure("load_p99_us", "RTT p99 under TCP", "µs", False),
     Figure("cpu_s_per_gb", "VPN CPU", "s/GB", False),
+    Figure("server_s_per_gb", "CPU of a server beside it", "s/GB", False),
     Figure("peak_mb", "peak memory", "MB", False),
     Figure("join_ms", "first reply", "ms", False),
 ]
 BY_KEY = {figure.key: figure for figure in FIGURES}
-BRIEF = [("tcp1_gbit", "tcp1"), ("tcp4_gbit", "tcp4"), ("cpu_s_per_gb", "cpu"), ("udp64_clean_kpps", "udp64 clean"),
-         ("udp64_kpps", "udp64"), ("udpmtu_gbit", "udpmtu"), ("rtt_p50_us", "rtt"), ("load_p50_us", "loaded")]
+BRIEF = [
+    ("tcp1_gbit", "tcp1"),
+    ("tcp4_gbit", "tcp4"),
+    ("cpu_s_per_gb", "cpu"),
+    ("udp64_clean_kpps", "udp64 clean"),
+    ("udp64_kpps", "udp64"),
+    ("udpmtu_gbit", "udpmtu"),
+    ("rtt_p50_us", "rtt"),
+    ("load_p50_us", "loaded"),
+]
 
 
 def number(value):
@@ -51,6 +61,7 @@ def brief(sample):
 
 # -- who is who -------------------------------------------------------------------------------------------------------
 
+
 class Results:
     """The medians of one leg, and the questions that ratios and bars ask of them."""
 
@@ -62,8 +73,11 @@ class Results:
 
     def rivals(self, layer=None):
         """Everybody else's VPN, of one layer or of both."""
-        return [n for n in self.medians if n not in (OURS, RELAYED, RAW)
-                and (layer is None or self.run["peers"][n]["layer"] == layer)]
+        return [
+            n
+            for n in self.medians
+            if n not in (OURS, RELAYED, RAW) and (layer is None or self.run["peers"][n]["layer"] == layer)
+        ]
 
     def best(self, key, names):
         """(name, value) of the best of these, or (None, None)."""
@@ -73,15 +87,22 @@ class Results:
 
     def offloading_wireguard_go(self):
         """The versions since 2023, which batch through the TUN's offload."""
-        return [n for n in self.rivals() if n.startswith("wireguard-go") and
-                (year := re.search(r"v0\.0\.(20\d\d)", self.run["peers"][n]["version"])) and int(year[1]) >= 2023]
+        return [
+            n
+            for n in self.rivals()
+            if n.startswith("wireguard-go")
+            and (year := re.search(r"v0\.0\.(20\d\d)", self.run["peers"][n]["version"]))
+            and int(year[1]) >= 2023
+        ]
 
 
 # -- bars -------------------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Bar:
     """`key` of ours against `factor` times what `rival` gives (or against `factor` itself), in the leg called `leg`."""
+
     text: str
     leg: str
     key: str
@@ -110,7 +131,12 @@ class Bar:
         if ours is None or not theirs:
             return None
         reached = ours / theirs
-        return ours, reached, name and f"{name} {number(theirs)}", reached >= self.factor if self.at_least else reached <= self.factor
+        return (
+            ours,
+            reached,
+            name and f"{name} {number(theirs)}",
+            reached >= self.factor if self.at_least else reached <= self.factor,
+        )
 
 
 BARS = [
@@ -134,18 +160,27 @@ UNITS = {"after_mb": "MB"}
 
 # -- Markdown ---------------------------------------------------------------------------------------------------------
 
+
 def markdown(run):
-    lines = [f"# Benchmark of {run['date']}", "",
-             f"{run['machine']}. Medians of {run['rounds']} rounds, loads of {run['secs']} s, TCP with {run['congestion']}.", ""]
+    lines = [
+        f"# Benchmark of {run['date']}",
+        "",
+        f"{run['machine']}. Medians of {run['rounds']} rounds, loads of {run['secs']} s, TCP with {run['congestion']}.",
+        "",
+    ]
     for leg in run["legs"]:
         if leg["medians"]:
             lines += [f"## {leg['name']}: {leg['says']}", "", *table(run, leg), ""]
             if ratio_rows := ratios(run, leg):
                 lines += [*ratio_rows, ""]
+        lines += fragmented(leg)
         lines += failures(leg)
     lines += ["## Bars", "", *bars(run), ""]
     if run["absent"]:
-        lines += ["Not here, so not measured: " + "; ".join(f"{n} ({why})" for n, why in run["absent"].items()) + ".", ""]
+        lines += [
+            "Not here, so not measured: " + "; ".join(f"{n} ({why})" for n, why in run["absent"].items()) + ".",
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -169,19 +204,35 @@ def ratios(run, leg):
     for figure in FIGURES:
         ours = results.of(OURS, figure.key)
         cells = []
-        for who, theirs in ((RAW, results.of(RAW, figure.key)), results.best(figure.key, results.rivals()),
-                            results.best(figure.key, results.rivals(layer=2))):
-            cells.append(f"{number(ours / theirs)} × {'' if who == RAW else who}".rstrip() if ours and theirs else "–")
+        for who, theirs in (
+            (RAW, results.of(RAW, figure.key)),
+            results.best(figure.key, results.rivals()),
+            results.best(figure.key, results.rivals(layer=2)),
+        ):
+            whom = "" if who == RAW else who
+            cells.append(f"{number(ours / theirs)} × {whom}".rstrip() if ours and theirs else "–")
         if ours and any(cell != "–" for cell in cells):
             wish = "more" if figure.more_is_better else "less"
-            rows.append(f"| {figure.title} ({wish} is better) | {number(ours)} {figure.unit} | " + " | ".join(cells) + " |")
+            rows.append(
+                f"| {figure.title} ({wish} is better) | {number(ours)} {figure.unit} | " + " | ".join(cells) + " |"
+            )
     if not rows:
         return []
     return ["| ours | | of raw veth | of the best peer | of the best layer 2 |", "|---|---:|---:|---:|---:|", *rows]
 
 
+def fragmented(leg):
+    """A tunnel MTU too large for the underlay costs a second datagram for each."""
+    made = {name: int(m["fragments"]) for name, m in leg["medians"].items() if m.get("fragments", 0) > 100}
+    says = ", ".join(f"{name} ({count})" for name, count in made.items())
+    return [f"IP fragments made under TCP, so the tunnel's MTU is too large here: {says}.", ""] if made else []
+
+
 def failures(leg):
-    lines = [f"* {name}, {len(reasons)} time{'s' if len(reasons) > 1 else ''}: {reasons[-1]}" for name, reasons in leg["failures"].items()]
+    lines = [
+        f"* {name}, {len(reasons)} time{'s' if len(reasons) > 1 else ''}: {reasons[-1]}"
+        for name, reasons in leg["failures"].items()
+    ]
     return ["Failed:", "", *lines, ""] if lines else []
 
 

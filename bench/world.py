@@ -8,6 +8,7 @@ namespaces go and so does the scratch folder. What a killed run could not clean 
 
 The end of the underlay is `u0` in a and in b. TCP and pings go from b to a.
 """
+
 import contextlib
 import ctypes
 import os
@@ -84,8 +85,10 @@ class World:
             self.run("ip link add gw0 type veth peer name gw1; ip link set gw0 up; ip route add default dev gw0", side)
 
     def _cable(self, side, device, address, other, other_device, other_address):
-        self.run(f"ip link add {device} netns {self.ns[side]} mtu 1500 type veth "
-                 f"peer name {other_device} netns {self.ns[other]} mtu 1500")
+        self.run(
+            f"ip link add {device} netns {self.ns[side]} mtu 1500 type veth "
+            f"peer name {other_device} netns {self.ns[other]} mtu 1500"
+        )
         for s, d, a in (side, device, address), (other, other_device, other_address):
             self.run(f"ip addr add {a}/24 dev {d}; ip link set {d} up", s)
             if self.offload == "cut":
@@ -98,29 +101,45 @@ class World:
     def _lose(self, side, device):
         """Drops arriving packets at random, before anything looks at them."""
         per_100000 = round(self.loss * 1000)
-        rules = (f"table ip loss {{ chain in {{ type filter hook prerouting priority raw; "
-                 f'iifname "{device}" numgen random mod 100000 < {per_100000} counter drop; }} }}')
-        legacy = f"iptables -t raw -A PREROUTING -i {device} -m statistic --mode random --probability {self.loss / 100} -j DROP"
-        self.run(f"nft '{rules}' || {legacy}", side)
+        rules = (
+            f"table ip loss {{ chain in {{ type filter hook prerouting priority raw; "
+            f'iifname "{device}" numgen random mod 100000 < {per_100000} counter drop; }} }}'
+        )
+        statistic = f"-m statistic --mode random --probability {self.loss / 100}"
+        self.run(f"nft '{rules}' 2>/dev/null || iptables -t raw -A PREROUTING -i {device} {statistic} -j DROP", side)
 
     # -- processes ----------------------------------------------------------------------------------------------------
 
     def run(self, command, side=None, check=True, timeout=60):
         """Runs a shell command to its end and returns what it printed."""
         inside = ["ip", "netns", "exec", self.ns[side]] if side else []
-        done = subprocess.run([*inside, "bash", "-c", command], env=dict(self.env, S=side or ""), cwd=self.scratch,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              errors="replace", timeout=timeout)
+        done = subprocess.run(
+            [*inside, "bash", "-c", command],
+            env=dict(self.env, S=side or ""),
+            cwd=self.scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
         if check and done.returncode:
             raise Failed(f"`{shorten(command)}` gave {done.returncode}: {shorten(done.stdout)}")
         return done.stdout
 
     def spawn(self, command, side, group, stdout=None):
         """Starts a shell command that keeps running, as a session of its own."""
-        process = subprocess.Popen(["ip", "netns", "exec", self.ns[side], "bash", "-c", f"exec {command}"],
-                                   env=dict(self.env, S=side), cwd=self.scratch, stdin=subprocess.DEVNULL,
-                                   stdout=stdout or self.log, stderr=self.log, start_new_session=True,
-                                   preexec_fn=die_with_parent)
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.ns[side], "bash", "-c", f"exec {command}"],
+            env=dict(self.env, S=side),
+            cwd=self.scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout or self.log,
+            stderr=self.log,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
         self.processes[group].append(process)
         return process
 
@@ -177,8 +196,10 @@ class World:
             self._start_end(spec, "b")
             return None
         time.sleep(2)
-        first_reply = self.spawn(f"{sys.executable} {FIRST_REPLY} $OA {spec['dev']}", "b", "load", stdout=subprocess.PIPE)
-        first_reply.stdout.readline()                  # it is ready
+        first_reply = self.spawn(
+            f"{sys.executable} {FIRST_REPLY} $OA {spec['dev']}", "b", "load", stdout=subprocess.PIPE
+        )
+        first_reply.stdout.readline()  # it is ready
         began = time.monotonic()
         self._start_end(spec, "b")
         if spec.get("late"):
@@ -200,7 +221,7 @@ class World:
         device = spec["dev"].replace("$S", side)
         path = f"/sys/class/net/{device}"
         self.wait_for(f"device {device} in {side}", lambda: self.run(f"test -e {path} && echo yes", side, check=False))
-        self.run(f"sysctl -qw net.ipv4.neigh.{device}.retrans_time_ms=20", side, check=False)    # see first_reply.py
+        self.run(f"sysctl -qw net.ipv4.neigh.{device}.retrans_time_ms=20", side, check=False)  # see first_reply.py
         for command in spec.get(f"conf_{side}", []):
             self.run(command, side)
         if spec.get("addr", "lab") == "lab":
@@ -275,7 +296,9 @@ def clear_namespace(ns):
 
 
 def inhabitants(ns):
-    out = subprocess.run(["ip", "netns", "pids", ns], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    out = subprocess.run(
+        ["ip", "netns", "pids", ns], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ).stdout
     return [int(pid) for pid in out.split() if not is_zombie(pid)]
 
 
