@@ -89,7 +89,7 @@ def main():
     clear_leftovers()
 
     found, absent = peers.find(options.subject, relay=any(leg.relay for leg in options.legs))
-    chosen, unknown = choose(found, options.peers)
+    chosen, unknown = choose(found, absent, options.peers)
     for name in unknown:
         sys.exit(
             f"bench: no peer {name}; here are {', '.join(found)}"
@@ -225,18 +225,18 @@ def find_ourselves():
             os.environ["EPS_ACTOR"] = os.path.abspath(built)
 
 
-def choose(found, names):
-    if not names:
-        return peers.default(found), []
+def choose(found, absent, names):
+    """(what to measure in its order, names that nobody has); who is only absent is passed over."""
     usual = peers.default(found)
-    chosen, unknown = [], []
+    if not names:
+        return usual, []
+    chosen, unknown = {RAW, OURS, RELAYED}, []
     for name in names:
         # A family's name stands for those of it that are measured by default.
-        family = [n for n in usual if n.startswith(name + "-") and n != RELAYED]
-        matching = [name] if name in found else family
-        chosen += [n for n in matching if n not in chosen]
-        unknown += [] if matching else [name]
-    return [n for n in found if n in chosen or n in (RAW, OURS, RELAYED)], unknown
+        matching = [name] if name in found else [n for n in usual if n.startswith(name + "-") and n != RELAYED]
+        chosen.update(matching)
+        unknown += [] if matching or name in absent else [name]
+    return [name for name in found if name in chosen], unknown
 
 
 def describe(spec):
