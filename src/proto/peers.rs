@@ -33,7 +33,10 @@ const LOOKUP_RETRY: &[Duration] = &[
     Duration::from_millis(250),
     Duration::from_millis(500),
     Duration::from_secs(1),
-    Duration::from_secs(5),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(15),
     Duration::from_secs(30),
 ];
 /// Frames passed within this time: the path counts as busy.

@@ -676,9 +676,12 @@ impl ServerLink {
                 self.node.certificate = certificate;
                 self.outputs.push_back(Output::Leased { certificate, epoch: 0, name: self.name.clone() });
             }
-            Control::Observed { addr, .. } => {
+            Control::Observed { addr, head, .. } => {
                 self.missed = 0;
-                self.keepalive_at = Some(now + KEEPALIVE.mul_f64(self.rng.random_range(0.9..1.1)));
+                // While the map is behind, what should come may be lost: asking again is cheap.
+                let is_behind = head > self.map_version;
+                let quiet = if is_behind { ANSWER_WITHIN } else { KEEPALIVE.mul_f64(self.rng.random_range(0.9..1.1)) };
+                self.keepalive_at = Some(now + quiet);
                 if !self.attached {
                     self.attach(from, now);
                 }
@@ -721,8 +724,8 @@ impl ServerLink {
         self.stats_at = now + Duration::from_secs(2);
         self.outputs.push_back(Output::Attached(from));
         self.say(&Control::LeaseRequest { name: self.name.clone() });
+        // What map we have is said when the lease is there: before, nobody could judge what members are sent.
         self.say_candidates();
-        self.say(&Control::MapHave { version: self.map_version });
     }
 
     fn detach(&mut self, now: Instant) {

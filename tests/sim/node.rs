@@ -289,6 +289,7 @@ impl Client {
             Output::Leased { certificate, .. } => {
                 self.disk.certificate = Some(certificate);
                 run.leased(certificate);
+                run.link.set_map_version(run.peers.as_ref().map_or(0, Peers::map_version));
                 run.say_candidates(now);
                 if let Some(own) = &run.own {
                     out.push_back(Effect::Granted(Box::new(own.clone())));
