@@ -46,6 +46,9 @@ pub const FRAME_MAX: usize = 9000 + 18;
 /// Sealed bytes that are sent without waiting for the end of a burst: about one super-frame, so that it is still in
 /// the cache when the kernel copies it.
 const FLUSH_BYTES: usize = 32 * 1024;
+/// Bytes of frames that are written to the TAP without waiting for the end of a batch: what is behind them waits
+/// less, and they are still in the cache.
+const WRITE_BYTES: u64 = 32 * 1024;
 /// HINTs one source (an IPv4 /24 or an IPv6 /64) is sent in a second.
 const HINTS_PER_SECOND: u32 = 10;
 /// Sources of HINTs remembered within a second.
@@ -392,10 +395,17 @@ impl Ingress {
         }
     }
 
-    /// Gives the batch's frames to the TAP, and tells what it has shown of stations behind bridges. `arena` is what
-    /// its trains lie in.
-    pub fn finish(&mut self, scope: IngressScope, arena: &[u8]) {
-        let Self { coalescer, tap, views, casts, .. } = self;
+    /// Gives the rest of the batch's frames to the TAP, and tells what it has shown of stations behind bridges.
+    /// `arena` is what its trains lie in.
+    pub fn finish(&mut self, mut scope: IngressScope, arena: &[u8]) {
+        self.write(arena, &mut scope);
+        if !scope.sightings.is_empty() {
+            self.casts.learn.cast(crate::messages::mac_learning::Learn(scope.sightings));
+        }
+    }
+
+    fn write(&mut self, arena: &[u8], scope: &mut IngressScope) {
+        let Self { coalescer, tap, views, .. } = self;
         coalescer.flush(|header, pieces| {
             let parts = pieces.iter().map(|piece| &arena[piece.range()]);
             if let Err(reason) = tap.write_parts(header, parts) {
@@ -403,11 +413,8 @@ impl Ingress {
             }
         });
         if scope.frames > 0 {
-            add(&views.counters.tap_tx_frames, scope.frames);
-            add(&views.counters.tap_tx_bytes, scope.bytes);
-        }
-        if !scope.sightings.is_empty() {
-            casts.learn.cast(crate::messages::mac_learning::Learn(scope.sightings));
+            add(&views.counters.tap_tx_frames, std::mem::take(&mut scope.frames));
+            add(&views.counters.tap_tx_bytes, std::mem::take(&mut scope.bytes));
         }
     }
 
@@ -440,6 +447,9 @@ impl Ingress {
             if let Err(reason) = result {
                 self.views.counters.dropped(reason);
             }
+        }
+        if scope.bytes >= WRITE_BYTES {
+            self.write(arena, scope);
         }
     }
 

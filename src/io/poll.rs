@@ -115,7 +115,6 @@ impl Poller {
         asleep.store(true, Ordering::SeqCst);
         let timeout = if notified.swap(false, Ordering::SeqCst) { Some(0) } else { None };
         let result = self.collect(timeout);
-        asleep.store(false, Ordering::SeqCst);
         notified.store(false, Ordering::SeqCst);
         result
     }
@@ -124,7 +123,10 @@ impl Poller {
     fn collect(&self, timeout: Option<i64>) -> io::Result<()> {
         let timeout = timeout.map(|ms| rustix::event::Timespec { tv_sec: ms / 1000, tv_nsec: ms % 1000 * 1_000_000 });
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); EVENTS_MAX];
-        let (events, _) = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+        let result = epoll::wait(&self.epoll, &mut events, timeout.as_ref());
+        // Whoever is woken below is woken by this thread.
+        self.notifier.asleep.store(false, Ordering::SeqCst);
+        let (events, _) = match result {
             Err(rustix::io::Errno::INTR) => return Ok(()),
             result => result?,
         };
