@@ -27,7 +27,7 @@ use crate::wire::cert::Certificate;
 /// Frames read in one burst: as many as one segmented send takes.
 const BURST_FRAMES: usize = 64;
 /// Bytes read in one burst; the sockets of this thread want their turn.
-const BURST_BYTES: usize = 128 * 1024;
+const BURST_BYTES: usize = 64 * 1024;
 /// The most a TAP delivers in one read: a super-frame of 64 KiB with its headers.
 const READ_MAX: usize = 65_536 + 18 + VNET_HEADER_LEN;
 

@@ -1,4 +1,4 @@
-//! The buffers of the data path: datagrams waiting to be sent, and the frame being read.
+//! The buffer of the data path: datagrams waiting to be sent.
 //!
 //! A [`SendBatch`] is filled by reserve and commit, so that a frame is sealed right where the kernel will read it,
 //! and handed over as runs that each fit one GSO send. Nothing here allocates once its buffers have grown to the size
@@ -133,78 +133,6 @@ impl Run {
 const INITIAL_BYTES: usize = 128 * 1024;
 const INITIAL_RUNS: usize = 256;
 
-/// One frame as read from the TAP, in a buffer that is used again and again.
-///
-/// There is room for a super-frame with its virtio-net header, and [`FrameBuf::HEADROOM`] before it, so that a header
-/// can be put in front without moving the frame.
-#[derive(Debug)]
-pub struct FrameBuf {
-    bytes: Box<[u8]>,
-    start: usize,
-    end: usize,
-}
-
-impl FrameBuf {
-    /// Bytes free before a frame.
-    pub const HEADROOM: usize = 64;
-    /// Bytes a read may fill: a 64 KiB super-frame, Ethernet and VLAN headers, the virtio-net header.
-    pub const CAPACITY: usize = 65_536 + 22 + super::tap::VNET_HEADER_LEN;
-    /// Bytes free behind the longest frame, for an authentication tag.
-    pub const TAILROOM: usize = 64;
-
-    /// An empty buffer.
-    pub fn new() -> Self {
-        let bytes = vec![0; Self::HEADROOM + Self::CAPACITY + Self::TAILROOM].into_boxed_slice();
-        Self { bytes, start: Self::HEADROOM, end: Self::HEADROOM }
-    }
-
-    /// The space to read into; afterwards [`Self::set_len`] says how much was read. Forgets the frame held.
-    pub fn space(&mut self) -> &mut [u8] {
-        self.start = Self::HEADROOM;
-        self.end = Self::HEADROOM;
-        &mut self.bytes[Self::HEADROOM..Self::HEADROOM + Self::CAPACITY]
-    }
-
-    /// The frame is the first `len` bytes of the space.
-    pub fn set_len(&mut self, len: usize) {
-        assert!(len <= Self::CAPACITY, "a frame of {len} bytes");
-        self.start = Self::HEADROOM;
-        self.end = Self::HEADROOM + len;
-    }
-
-    /// The frame.
-    pub fn frame(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
-    }
-
-    /// The frame, to be changed in place.
-    pub fn frame_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.end]
-    }
-
-    /// Makes the frame `count` bytes longer at its front and returns those bytes, which hold leftovers.
-    ///
-    /// Panics when the headroom is used up.
-    pub fn prepend(&mut self, count: usize) -> &mut [u8] {
-        self.start = self.start.checked_sub(count).expect("no header is longer than the headroom");
-        &mut self.bytes[self.start..self.start + count]
-    }
-
-    /// Takes `count` bytes off the front of the frame.
-    ///
-    /// Panics when it has fewer.
-    pub fn strip(&mut self, count: usize) {
-        assert!(count <= self.end - self.start, "stripped {count} bytes of a shorter frame");
-        self.start += count;
-    }
-}
-
-impl Default for FrameBuf {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,17 +190,6 @@ mod tests {
         }
         let after = (batch.bytes.as_ptr(), batch.bytes.capacity(), batch.runs.as_ptr(), batch.runs.capacity());
         assert_eq!(before, after);
-    }
-
-    #[test]
-    fn a_header_goes_in_front_of_a_frame_without_moving_it() {
-        let mut buffer = FrameBuf::new();
-        buffer.space()[..5].copy_from_slice(b"frame");
-        buffer.set_len(5);
-        buffer.prepend(4).copy_from_slice(b"head");
-        assert_eq!(buffer.frame(), b"headframe");
-        buffer.strip(4);
-        assert_eq!(buffer.frame_mut(), b"frame");
     }
 
     proptest! {

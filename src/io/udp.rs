@@ -266,7 +266,7 @@ impl Train {
     }
 }
 
-/// Datagrams received in one call; reused from call to call. Takes 512 KiB.
+/// Datagrams received in one call; reused from call to call. Takes 256 KiB.
 pub struct RecvBatch {
     bytes: Box<[u8]>,
     metas: Box<[RecvMeta; SLOTS]>,
@@ -274,7 +274,7 @@ pub struct RecvBatch {
 }
 
 /// One slot holds one datagram, or a train of equal ones from one sender that GRO has joined.
-const SLOTS: usize = 8;
+const SLOTS: usize = 4;
 const SLOT_BYTES: usize = 65_536;
 
 /// How many stale ICMP errors one receive call skips before it gives way.
