@@ -14,4 +14,5 @@ mod lab;
 mod leases;
 mod members;
 mod nat;
+mod offload;
 mod secrecy;
