@@ -18,7 +18,7 @@ use serde_json::Value;
 use socket2::SockRef;
 
 use crate::lab::{
-    Capture, SOON, World, beside, counters, finish_in, has_program, join, ping, run_in, state_of, text, until,
+    Capture, SOON, World, beside, counters, finish_in, has_program, is_long, join, ping, run_in, state_of, text, until,
     wait_for_direct,
 };
 
@@ -195,7 +195,7 @@ struct Host {
 }
 
 /// Where a connection ends.
-type End<'a> = (&'a Netns, IpAddr);
+pub type End<'a> = (&'a Netns, IpAddr);
 
 impl Pair {
     /// `None` where namespaces cannot be made.
@@ -324,7 +324,7 @@ impl Seen {
 
 /// How a program writes to its socket.
 #[derive(Clone, Copy)]
-enum Writes {
+pub enum Writes {
     Large,
     /// From a byte to 64 KiB, each sent at once (TCP_NODELAY).
     Mixed,
@@ -332,7 +332,7 @@ enum Writes {
 
 /// A TCP connection for each pair of ends, all at once, with pseudo-random bytes in both directions. The rate of all
 /// in Mbit/s, and their bytes.
-fn exchange_all(flows: &[[End<'_>; 2]], bytes: u64, writes: Writes) -> (f64, u64) {
+pub fn exchange_all(flows: &[[End<'_>; 2]], bytes: u64, writes: Writes) -> (f64, u64) {
     let start = Instant::now();
     thread::scope(|scope| {
         for (number, ends) in (0..).zip(flows) {
@@ -600,11 +600,7 @@ fn iperf3(from: &Netns, to: &Netns, address: IpAddr) -> Option<String> {
     ))
 }
 
-fn is_long() -> bool {
-    std::env::var_os("EPS_LONG").is_some_and(|value| value == "1")
-}
-
-fn number(counters: &Value, name: &str) -> u64 {
+pub fn number(counters: &Value, name: &str) -> u64 {
     counters[name].as_u64().unwrap_or_else(|| panic!("no {name} in {counters}"))
 }
 
