@@ -95,12 +95,14 @@ drop_reasons! {
 /// All counters of a node.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Frames and bytes read from the TAP.
+    /// Frames and bytes read from the TAP, and the reads they took: a super-frame is one read of many frames.
     pub tap_rx_frames: AtomicU64,
     pub tap_rx_bytes: AtomicU64,
-    /// Frames and bytes written to the TAP.
+    pub tap_rx_calls: AtomicU64,
+    /// Frames and bytes for the TAP, and the writes they took.
     pub tap_tx_frames: AtomicU64,
     pub tap_tx_bytes: AtomicU64,
+    pub tap_tx_calls: AtomicU64,
     /// Datagrams and bytes (UDP payload) received, and the receive calls they took.
     pub udp_rx_datagrams: AtomicU64,
     pub udp_rx_bytes: AtomicU64,
@@ -156,11 +158,13 @@ impl Counters {
 
     /// Every counter by its stable name, drops as `drop_REASON`, in a fixed order.
     pub fn list(&self) -> Vec<(String, u64)> {
-        let plain: [(&str, &AtomicU64); 22] = [
+        let plain: [(&str, &AtomicU64); 24] = [
             ("tap_rx_frames", &self.tap_rx_frames),
             ("tap_rx_bytes", &self.tap_rx_bytes),
+            ("tap_rx_calls", &self.tap_rx_calls),
             ("tap_tx_frames", &self.tap_tx_frames),
             ("tap_tx_bytes", &self.tap_tx_bytes),
+            ("tap_tx_calls", &self.tap_tx_calls),
             ("udp_rx_datagrams", &self.udp_rx_datagrams),
             ("udp_rx_bytes", &self.udp_rx_bytes),
             ("udp_rx_calls", &self.udp_rx_calls),

@@ -206,6 +206,7 @@ pub struct EgressScope {
     facts: Option<EgressFacts>,
     now: Instant,
     now_ms: u64,
+    reads: u64,
     frames: u64,
     bytes: u64,
 }
@@ -224,7 +225,7 @@ impl Egress {
             is_bridge: Rights(own.rights).is_bridge(),
             has_bridges: peers.has_bridges,
         });
-        EgressScope { peers, fdb, own, facts, now, now_ms: self.views.epoch.ms(now), frames: 0, bytes: 0 }
+        EgressScope { peers, fdb, own, facts, now, now_ms: self.views.epoch.ms(now), reads: 0, frames: 0, bytes: 0 }
     }
 
     /// What one read of the TAP brought; `offloaded` if it begins with a virtio-net header. Hot.
@@ -232,7 +233,7 @@ impl Egress {
     /// It is sent at the end of the burst, or when there is enough of it.
     pub fn frame(&mut self, read: &[u8], offloaded: bool, scope: &mut EgressScope) {
         let parsed = if offloaded { VnetHeader::parse(read) } else { Ok((VnetHeader::PLAIN, read)) };
-        scope.frames += 1;
+        (scope.reads, scope.frames) = (scope.reads + 1, scope.frames + 1);
         match parsed.and_then(|(header, bytes)| Load::new(header, bytes)) {
             Ok(load) => {
                 scope.bytes += load.bytes.len() as u64;
@@ -253,6 +254,7 @@ impl Egress {
     /// Sends what is left of the burst.
     pub fn finish(&mut self, scope: &EgressScope) {
         self.uplinks.flush(&mut self.batch);
+        add(&self.views.counters.tap_rx_calls, scope.reads);
         add(&self.views.counters.tap_rx_frames, scope.frames);
         add(&self.views.counters.tap_rx_bytes, scope.bytes);
     }
@@ -406,13 +408,16 @@ impl Ingress {
 
     fn write(&mut self, arena: &[u8], scope: &mut IngressScope) {
         let Self { coalescer, tap, views, .. } = self;
+        let mut writes = 0;
         coalescer.flush(|header, pieces| {
+            writes += 1;
             let parts = pieces.iter().map(|piece| &arena[piece.range()]);
             if let Err(reason) = tap.write_parts(header, parts) {
                 views.counters.dropped_many(reason, pieces.len() as u64);
             }
         });
         if scope.frames > 0 {
+            add(&views.counters.tap_tx_calls, writes);
             add(&views.counters.tap_tx_frames, std::mem::take(&mut scope.frames));
             add(&views.counters.tap_tx_bytes, std::mem::take(&mut scope.bytes));
         }

@@ -350,10 +350,17 @@ mod tests {
         UdpUplink::bind(UplinkId::UDP4, addr.parse().expect("an address"), BUFFER).expect("a socket")
     }
 
+    type Received = (Vec<u8>, SocketAddr, Option<IpAddr>);
+
     /// Receives `count` datagrams, or what came within two seconds.
-    fn receive(uplink: &UdpUplink, count: usize) -> Vec<(Vec<u8>, SocketAddr, Option<IpAddr>)> {
+    fn receive(uplink: &UdpUplink, count: usize) -> Vec<Received> {
+        receive_trains(uplink, count).0
+    }
+
+    /// As [`receive`], and how many datagrams each train had.
+    fn receive_trains(uplink: &UdpUplink, count: usize) -> (Vec<Received>, Vec<usize>) {
         let mut batch = RecvBatch::new();
-        let mut received = Vec::new();
+        let (mut received, mut lengths) = (Vec::new(), Vec::new());
         let all = async {
             let watch = Watch::new(uplink).expect("watched");
             while received.len() < count {
@@ -362,6 +369,7 @@ mod tests {
                         let (bytes, trains) = batch.trains();
                         for train in trains {
                             let datagram = |range: Range<usize>| (bytes[range].to_vec(), train.from, train.local);
+                            lengths.push(train.datagrams().count());
                             received.extend(train.datagrams().map(datagram));
                         }
                     }
@@ -377,7 +385,7 @@ mod tests {
             smol::Timer::after(Duration::from_secs(2)).await;
         };
         poll::block_on(smol::future::or(all, late)).expect("an epoll");
-        received
+        (received, lengths)
     }
 
     #[test]
@@ -394,6 +402,46 @@ mod tests {
             assert_eq!(sender, from.local_addr());
             assert_eq!(local, Some(to.local_addr().ip()));
         }
+    }
+
+    #[test]
+    fn a_segmented_send_the_kernel_refuses_goes_one_by_one_and_only_there_from_then_on() {
+        let from = uplink("127.0.0.1:0");
+        let [unlucky, lucky] = ["127.0.0.2:0", "127.0.0.3:0"].map(uplink);
+        let bytes: Vec<u8> = (0..10 * 1000 + 123).map(|i| (i / 1000) as u8).collect();
+        let expected: Vec<&[u8]> = bytes.chunks(1000).collect();
+        // How many datagrams each message of the kernel held: on loopback, as many as each send.
+        let trains = |to: &UdpUplink| {
+            from.send(to.local_addr(), &bytes, Some(1000)).expect("sent");
+            let (received, trains) = receive_trains(to, 11);
+            assert_eq!(received.iter().map(|(bytes, ..)| &bytes[..]).collect::<Vec<_>>(), expected);
+            trains
+        };
+        assert_eq!(trains(&unlucky), [11], "sent as one");
+        assert_eq!(trains(&lucky), [11]);
+
+        // Nobody would compute the segments' checksums, so the kernel cuts nothing: EINVAL, or EIO of newer ones.
+        let refuse = |on| set_option(&from.socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, on).expect("an option");
+        refuse(1);
+        assert_eq!(trains(&unlucky), [1; 11], "sent again, one by one");
+        refuse(0);
+        assert_eq!(trains(&unlucky), [1; 11], "and it is not tried again");
+        assert!(from.uncut.has(unlucky.local_addr().ip()) && !from.uncut.has(lucky.local_addr().ip()));
+        assert_eq!(trains(&lucky), [11], "the other way is as it was");
+        assert!(from.max_gso_segments() > 1);
+    }
+
+    #[test]
+    fn a_machine_that_cuts_for_nobody_is_not_asked_for_ever() {
+        let from = uplink("127.0.0.1:0");
+        set_option(&from.socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).expect("an option");
+        for host in 1..=UNCUT_MAX as u8 {
+            assert!(from.max_gso_segments() > 1, "after {} destinations", host - 1);
+            let to = uplink(&format!("127.0.1.{host}:0"));
+            from.send(to.local_addr(), b"onetwosix", Some(3)).expect("sent");
+            assert_eq!(receive(&to, 3).len(), 3);
+        }
+        assert_eq!(from.max_gso_segments(), 1);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct MemberControl {
 }
 
 /// A write was made durable, or could not be.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Stored {
     pub id: u64,
     pub result: Result<(), String>,

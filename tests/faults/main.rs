@@ -6,6 +6,8 @@
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a load has a pace, and figures are printed")]
 
 mod clock;
+#[path = "../shared/crowd.rs"]
+mod crowd;
 mod device;
 mod leases;
 mod load;

@@ -44,6 +44,11 @@ pub fn beside() -> RwLockReadGuard<'static, ()> {
     TURNS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// `EPS_LONG=1` runs the tests at the lengths of their criteria.
+pub fn is_long() -> bool {
+    std::env::var_os("EPS_LONG").is_some_and(|value| value == "1")
+}
+
 /// Whether a program of a package is installed; says so if not.
 pub fn has_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -200,8 +205,17 @@ pub fn pid(node: &Node) -> u32 {
 
 /// The memory a process holds, in KiB.
 pub fn resident_kib(pid: u32) -> u64 {
+    memory_kib(pid, "VmRSS:")
+}
+
+/// The most memory that a process has held, in KiB.
+pub fn peak_kib(pid: u32) -> u64 {
+    memory_kib(pid, "VmHWM:")
+}
+
+fn memory_kib(pid: u32, key: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("a line");
     line.split_whitespace().next().expect("a number").parse().expect("a number")
 }
 

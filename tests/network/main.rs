@@ -7,11 +7,15 @@
 
 mod bad_input;
 mod commands;
+#[path = "../shared/crowd.rs"]
+mod crowd;
 mod ethernet;
 mod flood;
 mod join;
 mod lab;
 mod leases;
 mod members;
+mod memory;
 mod nat;
+mod offload;
 mod secrecy;
