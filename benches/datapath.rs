@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench datapath` runs all; a name as argument chooses. The whole system is measured by `bench/run.py`.
 
+#![allow(clippy::disallowed_methods, reason = "a session is born at some time")]
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;

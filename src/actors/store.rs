@@ -1,10 +1,11 @@
 //! Store: the only actor that touches the database.
 //!
-//! Writes that wait together become one transaction. A restart loses the answer to one batch; the coordinator's clients
-//! ask again, and every write is a whole row, so doing it twice does no harm.
+//! Writes that wait together become one transaction. What waits, for the disk or for the coordinator, outlives a restart
+//! in the [`Desk`]: nobody asks again for a write that was taken. Every write is a whole row, so doing one twice does no
+//! harm.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
@@ -23,45 +24,81 @@ const BATCH_MAX: usize = 256;
 /// Answers that the coordinator had no room for are offered again after this long.
 const ANSWER_RETRY: Duration = Duration::from_millis(10);
 
+/// What the actor has taken and not yet given back; as much as the coordinator has under way.
+#[derive(Clone, Default)]
+pub struct Desk(Arc<Mutex<Papers>>);
+
+/// Both in order.
+#[derive(Default)]
+struct Papers {
+    waiting: VecDeque<Apply>,
+    answers: VecDeque<Stored>,
+}
+
+impl Desk {
+    fn papers(&self) -> MutexGuard<'_, Papers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The actor.
 pub struct Store {
     store: Arc<dyn io::store::Store>,
     stored: Caster<Stored>,
-    waiting: Vec<Apply>,
-    /// In order. Nobody asks again for what was written, so an answer must not be lost to a full mailbox. As many as
-    /// the coordinator has writes under way.
-    answers: VecDeque<Stored>,
+    desk: Desk,
 }
 
 impl Store {
-    pub fn new(store: Arc<dyn io::store::Store>, stored: Caster<Stored>) -> Self {
-        Self { store, stored, waiting: Vec::new(), answers: VecDeque::new() }
+    /// `desk` is the one its predecessor had.
+    pub fn new(store: Arc<dyn io::store::Store>, stored: Caster<Stored>, desk: Desk) -> Self {
+        Self { store, stored, desk }
     }
 
+    /// Writes what waits. It leaves the desk when it is written, and not before.
     async fn write(&mut self) {
-        let batch: Vec<Apply> = self.waiting.drain(..).collect();
-        let ops = batch.iter().flat_map(|apply| apply.ops.clone()).collect();
-        if self.store.apply(ops).await.is_ok() {
-            self.answers.extend(batch.into_iter().map(|apply| Stored { id: apply.id, result: Ok(()) }));
-            self.answer();
-            return;
-        }
-        // One of them is at fault: each for itself, so that the others are not lost with it.
-        for Apply { id, ops } in batch {
-            let result = self.store.apply(ops).await.map_err(|error| error.to_string());
-            self.answers.push_back(Stored { id, result });
+        loop {
+            let batch: Vec<Apply> = self.desk.papers().waiting.iter().take(BATCH_MAX).cloned().collect();
+            if batch.is_empty() {
+                break;
+            }
+            let ops = batch.iter().flat_map(|apply| apply.ops.clone()).collect();
+            if self.store.apply(ops).await.is_ok() {
+                batch.iter().for_each(|apply| self.done(apply.id, Ok(())));
+                continue;
+            }
+            // One of them is at fault: each for itself, so that the others are not lost with it.
+            for Apply { id, ops } in batch {
+                let result = self.store.apply(ops).await.map_err(|error| error.to_string());
+                self.done(id, result);
+            }
         }
         self.answer();
     }
 
+    /// The first that waits is written, or cannot be.
+    fn done(&self, id: u64, result: Result<(), String>) {
+        let mut papers = self.desk.papers();
+        papers.waiting.pop_front();
+        papers.answers.push_back(Stored { id, result });
+    }
+
     /// Gives the coordinator as many answers as it has room for.
-    fn answer(&mut self) {
-        while let Some(answer) = self.answers.front() {
+    fn answer(&self) {
+        let mut papers = self.desk.papers();
+        while let Some(answer) = papers.answers.front() {
             if !self.stored.cast(answer.clone()) {
                 return;
             }
-            self.answers.pop_front();
+            papers.answers.pop_front();
         }
+    }
+
+    fn has_answers(&self) -> bool {
+        !self.desk.papers().answers.is_empty()
+    }
+
+    fn waiting(&self) -> usize {
+        self.desk.papers().waiting.len()
     }
 }
 
@@ -80,9 +117,11 @@ impl Service for Store {
     async fn run(&mut self, mailbox: &Mailbox<Self>) -> StopReason {
         let address = mailbox.address();
         let mut next = mailbox.next();
+        // What a predecessor left.
+        self.write().await;
         loop {
             let again = async {
-                if self.answers.is_empty() {
+                if !self.has_answers() {
                     future::pending::<()>().await;
                 }
                 Timer::after(ANSWER_RETRY).await;
@@ -97,7 +136,7 @@ impl Service for Store {
                 self.write().await;
                 return StopReason::Requested;
             }
-            if !self.waiting.is_empty() && (address.is_empty() || self.waiting.len() >= BATCH_MAX) {
+            if self.waiting() > 0 && (address.is_empty() || self.waiting() >= BATCH_MAX) {
                 self.write().await;
             }
         }
@@ -110,7 +149,7 @@ impl Handler<Apply> for Store {
     type Return = ();
 
     async fn handle(&mut self, apply: Apply, _: &mut Context<Self>) {
-        self.waiting.push(apply);
+        self.desk.papers().waiting.push_back(apply);
     }
 }
 
@@ -119,6 +158,8 @@ impl Handler<Load> for Store {
 
     async fn handle(&mut self, Load: Load, _: &mut Context<Self>) -> Self::Return {
         self.write().await;
+        // Who loads begins anew and numbers its writes anew.
+        self.desk.papers().answers.clear();
         self.store.load().await.map_err(|error| error.to_string())
     }
 }
@@ -154,7 +195,8 @@ mod tests {
             let database = io::store::SqliteStore::open(&directory.path().join("db")).await.expect("a store");
             let (clerk, answers) = Mailbox::<Clerk>::bounded(1);
             let (address, mailbox) = Mailbox::<Store>::bounded(64);
-            let mut store = Store::new(Arc::new(database), Caster::new(clerk.clone(), Arc::<Counters>::default()));
+            let mut store =
+                Store::new(Arc::new(database), Caster::new(clerk.clone(), Arc::<Counters>::default()), Desk::default());
             for id in 0..10 {
                 assert!(super::super::ext::cast(&address, Apply { id, ops: Vec::new() }));
             }
@@ -178,5 +220,35 @@ mod tests {
             reader.0
         });
         assert_eq!(answered, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_a_predecessor_took_is_written_and_answered_by_its_successor() {
+        let (clerk, answers) = Mailbox::<Clerk>::bounded(8);
+        let (address, mailbox) = Mailbox::<Store>::bounded(8);
+        let (memory, desk) = (Arc::new(io::store::MemoryStore::new()), Desk::default());
+        let new = || Store::new(memory.clone(), Caster::new(clerk.clone(), Arc::<Counters>::default()), desk.clone());
+        let answered = smol::block_on(async {
+            // The first takes two writes and is gone before it writes them.
+            let mut first = new();
+            for id in 0..2 {
+                assert!(super::super::ext::cast(&address, Apply { id, ops: Vec::new() }));
+                let _ = mailbox.next().await.dispatch_to(&mut first).await;
+            }
+            drop(first);
+            let mut second = new();
+            let mut reader = Clerk::default();
+            let read = async {
+                while reader.0.len() < 2 {
+                    let _ = answers.next().await.dispatch_to(&mut reader).await;
+                }
+            };
+            let stopped = async {
+                second.run(&mailbox).await;
+            };
+            future::or(read, stopped).await;
+            reader.0
+        });
+        assert_eq!(answered, [0, 1]);
     }
 }

@@ -25,7 +25,7 @@ use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
 use super::stats::Stats;
-use super::store::Store;
+use super::store::{Desk, Store};
 use super::supervisor::{Policy, Supervisor};
 use super::tap_reader::TapReader;
 use super::tcp_path::TcpPath;
@@ -355,7 +355,8 @@ fn wire_server(
     let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
 
     let stored = Caster::new(coordinator.clone(), counters.clone());
-    let factory = move || Store::new(store.clone(), stored.clone());
+    let desk = Desk::default();
+    let factory = move || Store::new(store.clone(), stored.clone(), desk.clone());
     supervisor.supervise(&threads.control, store_mailbox, factory, Policy::RESTART);
 
     let view = relay_view.clone();

@@ -3,7 +3,7 @@
 use crate::proto::records::StoreOp;
 
 /// Make these durable together, and say so to the coordinator with the same number.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Apply {
     pub id: u64,
     pub ops: Vec<StoreOp>,
