@@ -40,7 +40,7 @@ pub struct ClientShared {
     pub name: ArcSwap<String>,
     pub peers: ArcSwap<Vec<PeerDescription>>,
     pub pinned: ArcSwap<Option<Pinned>>,
-    pub map_version: std::sync::atomic::AtomicU64,
+    pub map_version: Arc<std::sync::atomic::AtomicU64>,
     pub events: EventLog,
     pub started: Instant,
     /// Ends the node.

@@ -217,6 +217,11 @@ impl Egress {
         Self { views, uplinks, want, tap, batch, answer: Vec::with_capacity(128) }
     }
 
+    /// Whether there is anybody to send to.
+    pub fn knows_peers(&self) -> bool {
+        !self.views.peers.load().peers.is_empty()
+    }
+
     /// Loads the views for one burst.
     pub fn scope(&self, now: Instant) -> EgressScope {
         let (peers, fdb, own) = (self.views.peers.load(), self.views.fdb.load(), self.views.own.load());

@@ -153,7 +153,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         lease: Arc::new(ArcSwapOption::empty()),
         peers: ArcSwap::default(),
         pinned: ArcSwap::from_pointee(pinned),
-        map_version: AtomicU64::new(0),
+        map_version: Arc::new(AtomicU64::new(0)),
         events: EventLog::default(),
         started: now,
         end,
@@ -232,8 +232,8 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
     let factory = move || {
         let egress = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx());
         let device = tap_config(&lent.config);
-        let counters = lent.views.counters.clone();
-        TapReader::new(lent.slot.clone(), lent.lease.clone(), device, egress, counters, lent.end.clone())
+        let (counters, map) = (lent.views.counters.clone(), lent.map_version.clone());
+        TapReader::new(lent.slot.clone(), lent.lease.clone(), map, device, egress, counters, lent.end.clone())
     };
     supervisor.supervise(&threads.data, tap_mailbox, factory, Policy::RESTART);
 

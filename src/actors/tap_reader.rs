@@ -5,10 +5,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use ipnet::IpNet;
+use smol::Timer;
 use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::client::Ending;
@@ -28,6 +30,9 @@ use crate::wire::cert::Certificate;
 const BURST_FRAMES: usize = 64;
 /// Bytes read in one burst; the sockets of this thread want their turn.
 const BURST_BYTES: usize = 64 * 1024;
+/// How often, and how long each time, a new device waits for the members' map. Without a server there may be none.
+const MAP_WAITS: u32 = 50;
+const MAP_WAIT: Duration = Duration::from_millis(5);
 /// The most a TAP delivers in one read: a super-frame of 64 KiB with its headers.
 const READ_MAX: usize = 65_536 + 18 + VNET_HEADER_LEN;
 
@@ -51,6 +56,7 @@ pub enum DeviceError {
 pub struct TapReader {
     slot: TapSlot,
     lease: LeaseCell,
+    map_version: Arc<AtomicU64>,
     device: TapConfig,
     egress: Egress,
     counters: Arc<Counters>,
@@ -61,16 +67,18 @@ pub struct TapReader {
 }
 
 impl TapReader {
-    /// `device` is what it should be; its MAC comes from the lease.
+    /// `map_version` is 0 until the server has told of members. `device` is what it should be; its MAC comes from the lease.
     pub fn new(
         slot: TapSlot,
         lease: LeaseCell,
+        map_version: Arc<AtomicU64>,
         device: TapConfig,
         egress: Egress,
         counters: Arc<Counters>,
         end: smol::channel::Sender<Ending>,
     ) -> Self {
-        Self { slot, lease, device, egress, counters, end, configured: None, buffer: vec![0; READ_MAX].into() }
+        let buffer = vec![0; READ_MAX].into();
+        Self { slot, lease, map_version, device, egress, counters, end, configured: None, buffer }
     }
 
     /// Brings the device up to the lease, making it first if there is none.
@@ -89,6 +97,7 @@ impl TapReader {
             Some(tap) if self.configured.is_none() => tap,
             Some(_) | None => {
                 self.slot.set(None);
+                self.wait_for_map().await;
                 let network = leased_networks(&lease);
                 self.check_overlap(&network).await?;
                 let tap = Arc::new(Tap::open(&TapConfig { mac: Some(lease.mac), ..self.device.clone() })?);
@@ -99,6 +108,17 @@ impl TapReader {
         self.slot.set(Some(tap.clone()));
         self.configured = Some((*lease).clone());
         Ok(Some(tap))
+    }
+
+    /// Lets the members' map come first, for a moment: what a machine asks of a new device at once (ARP) would find
+    /// nobody, and it asks again only after a second.
+    async fn wait_for_map(&self) {
+        for _ in 0..MAP_WAITS {
+            if self.map_version.load(Relaxed) > 0 || self.egress.knows_peers() {
+                return;
+            }
+            Timer::after(MAP_WAIT).await;
+        }
     }
 
     /// Refuses a network that this machine has already, before anything is touched.
