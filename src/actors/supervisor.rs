@@ -638,8 +638,11 @@ mod tests {
         let lab = Lab::new();
         let (address, _) = lab.start(Policy::ESSENTIAL);
         let _ = smol::block_on(call(&address, Fall, SOON));
-        until("the restart", || lab.state("worker") == ActorState::Running);
-        let status = lab.supervisor.status();
+        let mut status = Vec::new();
+        until("the restart", || {
+            status = lab.supervisor.status();
+            status[0].restarts == 1 && status[0].state == ActorState::Running
+        });
         assert_eq!(status[0].mailbox, MailboxStatus { queued: 0, capacity: Some(8) });
         let text = serde_json::to_string(&status).unwrap();
         assert!(text.contains(r#""state":"running""#), "{text}");

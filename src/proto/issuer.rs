@@ -3,10 +3,11 @@
 //! The only holder of the signing key. Every change of the network's row comes back as writes for the store.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use super::crypto::Signer;
 use super::records::{MemberRecord, NetworkRecord, RevokedRecord, StoreOp};
-use crate::wire::cert::{CERT_LEN, Certificate, REVOKE_SERIALS_MAX, Revocation};
+use crate::wire::cert::{CERT_LEN, CERT_SIGNED_LEN, Certificate, REVOKE_SERIALS_MAX, Revocation};
 
 /// Epochs a certificate holds for. With an epoch an hour long, a member that the server cannot reach for a day has to
 /// be renewed before peers with newer news take it.
@@ -20,13 +21,15 @@ pub struct Issuer {
     prefixes: (u8, u8),
     /// Epoch of revocation by serial.
     revoked: BTreeMap<u64, u64>,
+    /// This epoch's certificates by serial: a thousand members hear of each other, and each is signed once.
+    issued: Mutex<BTreeMap<u64, [u8; CERT_LEN]>>,
 }
 
 impl Issuer {
     /// Goes on where the stored row and revocations end.
     pub fn new(signer: Signer, network: NetworkRecord, revoked: &[RevokedRecord], prefixes: (u8, u8)) -> Self {
         let revoked = revoked.iter().map(|revoked| (revoked.serial, revoked.epoch)).collect();
-        Self { signer, network, prefixes, revoked }
+        Self { signer, network, prefixes, revoked, issued: Mutex::default() }
     }
 
     /// The network's row as it is.
@@ -46,7 +49,7 @@ impl Issuer {
 
     /// The certificate of a member, as of this epoch.
     pub fn certify(&self, record: &MemberRecord) -> [u8; CERT_LEN] {
-        self.signer.certify(&Certificate {
+        let certificate = Certificate {
             rights: record.rights,
             groups: 0,
             network: self.network.id,
@@ -59,7 +62,16 @@ impl Issuer {
             issued: self.network.epoch,
             expires: self.network.epoch + CERT_EPOCHS,
             serial: record.serial,
-        })
+        };
+        let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
+        match issued.get(&record.serial) {
+            Some(bytes) if bytes[..CERT_SIGNED_LEN] == certificate.signed_bytes() => *bytes,
+            Some(_) | None => {
+                let bytes = self.signer.certify(&certificate);
+                issued.insert(record.serial, bytes);
+                bytes
+            }
+        }
     }
 
     /// The serial the next new member gets; [`take_serial`](Self::take_serial) uses it up.
@@ -91,6 +103,7 @@ impl Issuer {
     /// Begins the next epoch: what to write. Revocations of certificates that have expired by themselves are forgotten.
     pub fn raise_epoch(&mut self) -> Vec<StoreOp> {
         self.network.epoch += 1;
+        self.issued.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         let now = self.network.epoch;
         let mut ops = vec![StoreOp::PutNetwork(self.network)];
         self.revoked.retain(|serial, epoch| {
@@ -152,6 +165,18 @@ mod tests {
         }
         assert!(issuer.raise_epoch().contains(&StoreOp::RemoveRevoked(7)));
         assert!(issuer.revocations().is_empty());
+    }
+
+    #[test]
+    fn a_certificate_always_says_what_holds_now() {
+        let mut issuer = issuer();
+        let mut record = member(7);
+        let first = issuer.certify(&record);
+        assert_eq!(issuer.certify(&record), first);
+        record.rights ^= 1;
+        assert_eq!(Certificate::parse(&issuer.certify(&record)).unwrap().rights, record.rights);
+        issuer.raise_epoch();
+        assert_eq!(Certificate::parse(&issuer.certify(&record)).unwrap().issued, issuer.epoch());
     }
 
     #[test]

@@ -16,3 +16,5 @@ mod process;
 mod server;
 mod stage;
 mod start;
+#[path = "../shared/turn.rs"]
+mod turn;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::sync::{Mutex, Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,28 +11,25 @@ use eps_actor::cli::demo::scene::{Node, Reached, Scene, wait_until};
 use eps_actor::io::control_socket::request;
 use serde_json::{Value, json};
 
+use crate::turn::{self, Turn};
+
+pub use crate::turn::is_long;
+
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_eps-actor");
 /// For what has no limit of its own, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);
 
-static STAGES: RwLock<()> = RwLock::new(());
-
 /// Held by tests that may run beside others.
-pub fn shared() -> RwLockReadGuard<'static, ()> {
+pub fn shared() -> Turn {
     watch_the_machine();
-    STAGES.read().unwrap_or_else(PoisonError::into_inner)
+    turn::beside()
 }
 
 /// Held by tests that measure milliseconds: they want the machine for themselves.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
+pub fn alone() -> Turn {
     watch_the_machine();
-    STAGES.write().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// `EPS_LONG=1` runs every test at the length that the criterion names.
-pub fn is_long() -> bool {
-    std::env::var_os("EPS_LONG").is_some_and(|value| value == "1")
+    turn::alone()
 }
 
 /// When the machine held everybody up, as a thread sees it that only wants to run each millisecond.

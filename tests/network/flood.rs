@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
 use crate::lab::{
-    Capture, SOON, World, alone, counter, join, packets, pid, ping, resident_kib, state_of, udp_payload,
+    Capture, SOON, World, alone, counter, is_long, join, packets, pid, ping, resident_kib, state_of, udp_payload,
     wait_for_direct,
 };
 
@@ -27,7 +27,7 @@ fn s_01_a_million_random_datagrams_crash_nothing_pass_nothing_and_cost_no_memory
         return;
     }
     let _turn = alone();
-    let total: u64 = if std::env::var_os("EPS_LONG").is_some() { 10_000_000 } else { 1_000_000 };
+    let total: u64 = if is_long() { 10_000_000 } else { 1_000_000 };
     let mut world = World::new();
     let [ada, bob] = ["ada", "bob"].map(|name| world.client(name));
     let attacker = world.host();

@@ -3,9 +3,9 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -25,29 +25,14 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
+pub use crate::turn::{Turn, alone, beside, is_long};
+
 /// The program under test.
 pub const BIN: &str = env!("CARGO_BIN_EXE_eps-actor");
 /// For what should take a moment, on a machine that has other things to do.
 pub const SOON: Duration = Duration::from_secs(10);
 /// The server of every [`World`].
 pub const SERVER: &str = "198.51.100.1";
-
-static TURNS: RwLock<()> = RwLock::new(());
-
-/// Held by a test that measures: no other one runs beside it.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
-    TURNS.write().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Held by every other test.
-pub fn beside() -> RwLockReadGuard<'static, ()> {
-    TURNS.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// `EPS_LONG=1` runs the tests at the lengths of their criteria.
-pub fn is_long() -> bool {
-    std::env::var_os("EPS_LONG").is_some_and(|value| value == "1")
-}
 
 /// Whether a program of a package is installed; says so if not.
 pub fn has_program(name: &str) -> bool {
@@ -63,10 +48,7 @@ pub fn has_program(name: &str) -> bool {
 /// Runs a program in a namespace, which must succeed.
 pub fn run_in(ns: &Netns, line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = ns.spawn(&mut command).and_then(std::process::Child::wait_with_output);
-    let output = output.unwrap_or_else(|error| panic!("{line}: {error}"));
+    let output = finish_in(ns, Command::new(words[0]).args(&words[1..]));
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -182,15 +164,31 @@ pub fn finish_in(ns: &Netns, command: &mut Command) -> Output {
     bounded(ns.spawn(command).expect("started"))
 }
 
-/// The output of these children is short, so no pipe fills while we wait.
-fn bounded(mut child: std::process::Child) -> Output {
-    let ended = wait_until(SOON, "a command to end", || Ok(child.try_wait()?));
+fn bounded(child: Child) -> Output {
+    ends_within(SOON, child).unwrap_or_else(|stderr| panic!("it does not end: {}", text(&stderr)))
+}
+
+/// The output of a child whose pipes are read while it runs, and which is killed when it takes longer: then what it
+/// complained of.
+pub fn ends_within(limit: Duration, mut child: Child) -> Result<Output, Vec<u8>> {
+    let (out, err) = (drain(child.stdout.take()), drain(child.stderr.take()));
+    let ended = wait_until(limit, "a command to end", || Ok(child.try_wait()?));
     if ended.is_err() {
         child.kill().expect("killed");
-        let output = child.wait_with_output().expect("waited");
-        panic!("it does not end: {}", text(&output.stderr));
     }
-    child.wait_with_output().expect("waited")
+    let status = child.wait().expect("waited");
+    let [stdout, stderr] = [out, err].map(|reading| reading.join().expect("read"));
+    if ended.is_ok() { Ok(Output { status, stdout, stderr }) } else { Err(stderr) }
+}
+
+fn drain(pipe: Option<impl io::Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            pipe.read_to_end(&mut bytes).expect("read");
+        }
+        bytes
+    })
 }
 
 pub fn text(bytes: &[u8]) -> String {

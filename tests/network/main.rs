@@ -19,3 +19,5 @@ mod memory;
 mod nat;
 mod offload;
 mod secrecy;
+#[path = "../shared/turn.rs"]
+mod turn;

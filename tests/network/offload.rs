@@ -4,7 +4,6 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::sync::RwLockReadGuard;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,8 +17,8 @@ use serde_json::Value;
 use socket2::SockRef;
 
 use crate::lab::{
-    Capture, SOON, World, beside, counters, finish_in, has_program, is_long, join, ping, run_in, state_of, text, until,
-    wait_for_direct,
+    Capture, SOON, Turn, World, beside, counters, ends_within, finish_in, has_program, is_long, join, ping, run_in,
+    state_of, text, until, wait_for_direct,
 };
 
 const MIB: u64 = 1 << 20;
@@ -185,7 +184,7 @@ struct Pair {
     bob: Host,
     mtu: u16,
     world: World,
-    _turn: RwLockReadGuard<'static, ()>,
+    _turn: Turn,
 }
 
 struct Host {
@@ -585,11 +584,11 @@ fn iperf3(from: &Netns, to: &Netns, address: IpAddr) -> Option<String> {
     let mut output = None;
     until("iperf3 to answer", || {
         let client = from.spawn(&mut piped(&format!("-c {address} -t 2 -J --get-server-output"))).expect("started");
-        let ended = client.wait_with_output().expect("waited");
-        output = ended.status.success().then_some(ended.stdout);
+        let ended = ends_within(3 * SOON, client).ok();
+        output = ended.filter(|ended| ended.status.success()).map(|ended| ended.stdout);
         output.is_some()
     });
-    server.wait_with_output().expect("waited");
+    ends_within(SOON, server).expect("it serves once");
     let report: Value = serde_json::from_slice(&output?).expect("JSON");
     let (sent, received) = (&report["end"]["sum_sent"], &report["end"]["sum_received"]);
     let server = report["server_output_text"].as_str().unwrap_or_default().lines().count();
