@@ -580,7 +580,7 @@ fn iperf3(from: &Netns, to: &Netns, address: IpAddr) -> Option<String> {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command
     };
-    let server = to.spawn(&mut piped("-s -1 --forceflush")).expect("started");
+    let mut server = to.spawn(&mut piped("-s")).expect("started");
     let mut output = None;
     until("iperf3 to answer", || {
         let client = from.spawn(&mut piped(&format!("-c {address} -t 2 -J --get-server-output"))).expect("started");
@@ -588,7 +588,9 @@ fn iperf3(from: &Netns, to: &Netns, address: IpAddr) -> Option<String> {
         output = ended.filter(|ended| ended.status.success()).map(|ended| ended.stdout);
         output.is_some()
     });
-    ends_within(SOON, server).expect("it serves once");
+    // Told to serve once only, it does not always end.
+    server.kill().expect("killed");
+    server.wait().expect("waited");
     let report: Value = serde_json::from_slice(&output?).expect("JSON");
     let (sent, received) = (&report["end"]["sum_sent"], &report["end"]["sum_received"]);
     let server = report["server_output_text"].as_str().unwrap_or_default().lines().count();
