@@ -32,6 +32,8 @@ drop_reasons! {
     NotAuthentic = "not_authentic",
     /// The counter was seen before, or is older than the replay window.
     Replayed = "replayed",
+    /// A fragment of a message of which another was lost.
+    Incomplete = "incomplete",
     /// The session has reached its age or message limit.
     SessionExpired = "session_expired",
     /// MAC1 of a handshake does not fit: the sender does not know our key.
@@ -103,6 +105,10 @@ pub struct Counters {
     pub tap_tx_frames: AtomicU64,
     pub tap_tx_bytes: AtomicU64,
     pub tap_tx_calls: AtomicU64,
+    /// Super-frames that were sealed whole, and that were opened whole; those of which a fragment was lost.
+    pub whole_sealed: AtomicU64,
+    pub whole_opened: AtomicU64,
+    pub whole_broken: AtomicU64,
     /// Datagrams and bytes (UDP payload) received, and the receive calls they took.
     pub udp_rx_datagrams: AtomicU64,
     pub udp_rx_bytes: AtomicU64,
@@ -158,13 +164,16 @@ impl Counters {
 
     /// Every counter by its stable name, drops as `drop_REASON`, in a fixed order.
     pub fn list(&self) -> Vec<(String, u64)> {
-        let plain: [(&str, &AtomicU64); 24] = [
+        let plain: [(&str, &AtomicU64); 27] = [
             ("tap_rx_frames", &self.tap_rx_frames),
             ("tap_rx_bytes", &self.tap_rx_bytes),
             ("tap_rx_calls", &self.tap_rx_calls),
             ("tap_tx_frames", &self.tap_tx_frames),
             ("tap_tx_bytes", &self.tap_tx_bytes),
             ("tap_tx_calls", &self.tap_tx_calls),
+            ("whole_sealed", &self.whole_sealed),
+            ("whole_opened", &self.whole_opened),
+            ("whole_broken", &self.whole_broken),
             ("udp_rx_datagrams", &self.udp_rx_datagrams),
             ("udp_rx_bytes", &self.udp_rx_bytes),
             ("udp_rx_calls", &self.udp_rx_calls),

@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -125,11 +126,13 @@ fn frames_and_super_frames_allocate_nothing_and_log_nothing() {
     for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305] {
         for offload in [true, false] {
             let [mut ada, mut bob] = sides(offload, suite);
+            let sealed_whole = |side: &Side| side.counters.whole_sealed.load(Relaxed);
             for _ in 0..50 {
                 both_ways(&mut ada, &mut bob, |from, to| carry(from, to, BURST, 1));
                 both_ways(&mut ada, &mut bob, |from, to| carry(from, to, 1, SEGMENTS));
                 both_ways(&mut ada, &mut bob, carry_tcp);
             }
+            assert_eq!(sealed_whole(&ada) > 0, offload, "whole super-frames go where they are taken");
             let frames = costs(|| {
                 for _ in 0..FRAMES / BURST {
                     both_ways(&mut ada, &mut bob, |from, to| carry(from, to, BURST, 1));
@@ -147,6 +150,18 @@ fn frames_and_super_frames_allocate_nothing_and_log_nothing() {
                     both_ways(&mut ada, &mut bob, carry_tcp);
                 }
             });
+            // As after losses.
+            for side in [&ada, &bob] {
+                side.meter.whole.hold(1 << 40);
+            }
+            let so_far = sealed_whole(&ada);
+            both_ways(&mut ada, &mut bob, carry_tcp);
+            let cut = costs(|| {
+                for _ in 0..SUPER_FRAMES {
+                    both_ways(&mut ada, &mut bob, carry_tcp);
+                }
+            });
+            assert_eq!(sealed_whole(&ada), so_far, "none goes whole after losses");
             let grown = |name: &str| {
                 let of = |list: &[(String, u64)]| list.iter().find(|(key, _)| key == name).expect("a counter").1;
                 of(&after) - of(&before)
@@ -155,9 +170,9 @@ fn frames_and_super_frames_allocate_nothing_and_log_nothing() {
             println!(
                 "{suite:?}, offload {offload}: (allocations, log records) of {FRAMES} frames each way: {frames:?}; of \
                  {SUPER_FRAMES} UDP super-frames: {super_frames:?} ({read} frames in {reads} reads at ada); of \
-                 {SUPER_FRAMES} TCP super-frames: {segments:?}"
+                 {SUPER_FRAMES} TCP super-frames: {segments:?}, and of as many not sealed whole: {cut:?}"
             );
-            assert_eq!((frames, super_frames, segments), ((0, 0), (0, 0), (0, 0)));
+            assert_eq!((frames, super_frames, segments, cut), ((0, 0), (0, 0), (0, 0), (0, 0)));
             assert_eq!(offload, reads * 10 < read, "super-frames happen where they are offloaded");
             for side in [&ada, &bob] {
                 let drops =
@@ -195,14 +210,17 @@ fn carry(from: &mut Side, to: &mut Side, sends: usize, segments: usize) {
 
 /// A TCP super-frame as the TAP would give it; the other side's kernel knows no such connection.
 fn carry_tcp(from: &mut Side, to: &mut Side) {
-    let Side { egress, segments, .. } = from;
+    let Side { egress, segments, buffer, .. } = from;
     let mut scope = egress.scope(Instant::now());
-    egress.frame(segments, true, &mut scope);
+    let read = &mut buffer[..segments.len()];
+    read.copy_from_slice(segments);
+    egress.frame(read, true, &mut scope);
     egress.finish(&scope);
-    let before = to.frames;
+    let written = |side: &Side| side.counters.tap_tx_frames.load(Relaxed);
+    let all = written(to) + SEGMENTS as u64;
     let start = Instant::now();
-    while to.frames < before + SEGMENTS {
-        assert!(start.elapsed() < SOON, "{} of {SEGMENTS} segments came", to.frames - before);
+    while written(to) < all {
+        assert!(start.elapsed() < SOON, "{} of {SEGMENTS} segments are missing", all - written(to));
         to.receive();
     }
     // What the kernel answers goes back.
@@ -217,6 +235,7 @@ struct Side {
     tap: Arc<Tap>,
     uplink: Arc<UdpUplink>,
     counters: Arc<Counters>,
+    meter: Arc<Meter>,
     program: UdpUplink,
     /// Datagrams that came from the other one.
     frames: usize,
@@ -236,7 +255,7 @@ impl Side {
         let offloaded = self.tap.offloads().is_some();
         loop {
             match self.tap.try_read(&mut self.buffer) {
-                Ok(length) => self.egress.frame(&self.buffer[..length], offloaded, &mut scope),
+                Ok(length) => self.egress.frame(&mut self.buffer[..length], offloaded, &mut scope),
                 Err(error) => {
                     assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
                     break;
@@ -304,6 +323,7 @@ fn side(us: Facts, them: Facts, uplink: Arc<UdpUplink>, offload: bool, suite: Su
     slot.set(Some(tap.clone()));
 
     let session = Arc::new(session(us, them, offload, suite, now));
+    let meter = session.meter.clone();
     let handle = Arc::new(PeerHandle::new(PeerIdx(0), session.remote, session.meter.clone()));
     handle.set_outlet(Some(Outlet { session: session.clone(), route: Route::direct(them.place) }));
     let credentials = PeerCredentials { mac: them.mac, ip4: Some(them.ip4), ip6: None, rights: Rights(0) };
@@ -346,6 +366,7 @@ fn side(us: Facts, them: Facts, uplink: Arc<UdpUplink>, offload: bool, suite: Su
         tap,
         uplink,
         counters,
+        meter,
         program: ns.run(|| UdpUplink::bind(UplinkId::UDP4, program, 4 << 20)).expect("a socket"),
         frames: 0,
         buffer: vec![0; 1 << 17],

@@ -28,11 +28,13 @@ use crate::proto::fdb::Sighting;
 use crate::proto::forward::{self, EgressFacts, Ingress as Verdict};
 use crate::proto::guard::{self, Rights};
 use crate::proto::segment::{self, Checksums, PartialChecksum, Segmenter};
-use crate::proto::session::{Epoch, Session};
+use crate::proto::session::{Epoch, Owner, Session};
+use crate::proto::whole::{self, Assembly, Cut};
 use crate::view::{FdbView, Outlet, PeerEntry, PeerHandle, PeerView, SelfView, ServerView};
+use crate::wire::control::Control;
 use crate::wire::ethernet::FrameView;
 use crate::wire::handshake::{HandshakeView, Hint, HintReason};
-use crate::wire::header::{HEADER_LEN, Kind, SealedHeader};
+use crate::wire::header::{FragHeader, HEADER_LEN, Kind, SealedHeader, TAG_LEN};
 use crate::wire::relay;
 use crate::wire::vnet::{Gso, VnetHeader};
 
@@ -115,6 +117,16 @@ impl<'a> Load<'a> {
         Ok((segments.count() as u64, bytes))
     }
 
+    /// How it is sealed whole, if the other side takes that and it is worth it: a fragment is as long as a frame of
+    /// its own would be, so it passes wherever that does.
+    fn sealed_whole(&self, outlet: &Outlet) -> Option<Whole> {
+        let segments = self.segments.as_ref().filter(|_| outlet.session.capabilities.takes_whole())?;
+        let head = whole::head(&self.header)?;
+        let fragment = Session::sealed_len(segments.segment_len(0), PAD_LIMIT) - HEADER_LEN;
+        let cut = Cut::new(whole::HEAD_LEN + self.bytes.len() + TAG_LEN, fragment)?;
+        Some(Whole { head, cut, frames: segments.count() as u64, bytes: segments.total_len() as u64 })
+    }
+
     /// Each frame of it by itself and complete, to be kept.
     fn for_each(&self, mut keep: impl FnMut(&[u8])) -> Result<(), DropReason> {
         match &self.segments {
@@ -132,6 +144,44 @@ impl<'a> Load<'a> {
                     keep(&frame);
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+/// A super-frame that is to be sealed whole.
+#[derive(Clone, Copy)]
+struct Whole {
+    head: [u8; whole::HEAD_LEN],
+    cut: Cut,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Whole {
+    /// Seals it in place, in `message`, which begins with room for its head, and puts its fragments into the batch.
+    /// Hot: no allocation, no lock.
+    fn seal_into(&self, batch: &mut SendBatch, outlet: &Outlet, message: &mut [u8]) -> Result<(), DropReason> {
+        let Outlet { session, route } = outlet;
+        message[..whole::HEAD_LEN].copy_from_slice(&self.head);
+        let (header, tag) = session.seal_whole(self.cut.count(), message)?;
+        let relay = route.relay.map(relay::header);
+        let head = relay.map_or(0, |_| HEADER_LEN);
+        for (index, range) in (0..).zip(self.cut.ranges()) {
+            let length = head + HEADER_LEN + range.len();
+            let space = batch.reserve(length);
+            if let Some(relay) = relay {
+                space[..HEADER_LEN].copy_from_slice(&relay);
+            }
+            space[head..head + HEADER_LEN].copy_from_slice(&FragHeader { index, ..header }.to_bytes());
+            let body = &mut space[head + HEADER_LEN..];
+            // The tag follows the message, and may be in two fragments.
+            let sealed = &message[range.start.min(message.len())..range.end.min(message.len())];
+            let tag_from = range.start.max(message.len()) - message.len();
+            body[..sealed.len()].copy_from_slice(sealed);
+            let rest = body.len() - sealed.len();
+            body[sealed.len()..].copy_from_slice(&tag[tag_from..tag_from + rest]);
+            batch.commit(route.endpoint, length);
         }
         Ok(())
     }
@@ -235,9 +285,9 @@ impl Egress {
 
     /// What one read of the TAP brought; `offloaded` if it begins with a virtio-net header. Hot.
     ///
-    /// It is sent at the end of the burst, or when there is enough of it.
-    pub fn frame(&mut self, read: &[u8], offloaded: bool, scope: &mut EgressScope) {
-        let parsed = if offloaded { VnetHeader::parse(read) } else { Ok((VnetHeader::PLAIN, read)) };
+    /// It is sent at the end of the burst, or when there is enough of it. It may be sealed where it lies.
+    pub fn frame(&mut self, read: &mut [u8], offloaded: bool, scope: &mut EgressScope) {
+        let parsed = if offloaded { VnetHeader::parse(read) } else { Ok((VnetHeader::PLAIN, &*read)) };
         (scope.reads, scope.frames) = (scope.reads + 1, scope.frames + 1);
         match parsed.and_then(|(header, bytes)| Load::new(header, bytes)) {
             Ok(load) => {
@@ -245,7 +295,12 @@ impl Egress {
                 if let Some(segments) = &load.segments {
                     scope.frames += segments.count() as u64 - 1;
                 }
-                if let Err(reason) = self.load(&load, scope) {
+                let result = match self.load(&load, scope) {
+                    Ok(None) => Ok(()),
+                    Ok(Some((handle, whole))) => self.send_whole(handle, &whole, read, scope),
+                    Err(reason) => Err(reason),
+                };
+                if let Err(reason) = result {
                     self.views.counters.dropped(reason);
                 }
             }
@@ -264,28 +319,56 @@ impl Egress {
         add(&self.views.counters.tap_rx_bytes, scope.bytes);
     }
 
-    fn load(&mut self, load: &Load<'_>, scope: &EgressScope) -> Result<(), DropReason> {
+    /// Sends it, or says to whom it goes sealed whole.
+    fn load<'s>(
+        &mut self,
+        load: &Load<'_>,
+        scope: &'s EgressScope,
+    ) -> Result<Option<(&'s PeerHandle, Whole)>, DropReason> {
         let frame = FrameView::parse(load.bytes)?;
         let facts = scope.facts.as_ref().ok_or(DropReason::UnknownPeer)?;
         if guard::is_neighbour_traffic(&frame) && self.answer_at_the_tap(&frame, scope) {
-            return Ok(());
+            return Ok(None);
         }
         match forward::egress(&frame, &scope.fdb, facts) {
             forward::Egress::Unicast(idx) => {
-                let entry = scope.peers.peers.get(&idx).ok_or(DropReason::UnknownStation)?;
-                self.send_to(&entry.handle, load, scope)
+                let handle = &scope.peers.peers.get(&idx).ok_or(DropReason::UnknownStation)?.handle;
+                if load.segments.is_some()
+                    && handle.meter.whole.is_open(scope.now_ms)
+                    && let Some(whole) = handle.outlet().as_deref().and_then(|outlet| load.sealed_whole(outlet))
+                {
+                    return Ok(Some((handle, whole)));
+                }
+                self.send_to(handle, load, scope)?;
             }
             forward::Egress::Flood => {
                 add(&self.views.counters.flooded_frames, 1);
                 self.send_to_all(load, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
-                Ok(())
             }
             forward::Egress::FloodBridges => {
                 self.send_to_all(load, scope, |entry| entry.flooded && entry.credentials.rights.is_bridge());
-                Ok(())
             }
-            forward::Egress::Drop(reason) => Err(reason),
+            forward::Egress::Drop(reason) => return Err(reason),
         }
+        Ok(None)
+    }
+
+    /// Seals a super-frame whole, where it was read to: there is room for its head where its header was.
+    fn send_whole(
+        &mut self,
+        handle: &PeerHandle,
+        whole: &Whole,
+        read: &mut [u8],
+        scope: &EgressScope,
+    ) -> Result<(), DropReason> {
+        let outlet = handle.outlet();
+        // It may have ended since we looked; then nobody waits for this either.
+        let outlet = outlet.as_deref().filter(|outlet| outlet.session.capabilities.takes_whole());
+        let outlet = outlet.ok_or(DropReason::SessionExpired)?;
+        whole.seal_into(&mut self.batch, outlet, &mut read[VnetHeader::LEN - whole::HEAD_LEN..])?;
+        handle.meter.transmitted(whole.frames, whole.bytes, scope.now_ms);
+        add(&self.views.counters.whole_sealed, 1);
+        Ok(())
     }
 
     /// Answers ARP and neighbour discovery for members from the signed map, so that they need not cross the network.
@@ -355,6 +438,9 @@ pub struct Ingress {
     casts: IngressCasts,
     tap: TapTx,
     coalescer: Coalescer,
+    assembly: Assembly,
+    /// One segment of a super-frame, for a device that takes no super-frames.
+    segment: Vec<u8>,
     mac1_key: [u8; 32],
     hints: HintBudget,
 }
@@ -370,6 +456,8 @@ pub struct IngressScope {
     sightings: Vec<Sighting>,
     /// The device takes partial checksums.
     takes_partial: bool,
+    /// And super-frames of TCP.
+    takes_tcp: bool,
     frames: u64,
     bytes: u64,
 }
@@ -378,16 +466,16 @@ impl Ingress {
     /// `mac1_key` is of our own key.
     pub fn new(views: Views, uplinks: Uplinks, casts: IngressCasts, tap: TapTx, mac1_key: [u8; 32]) -> Self {
         let coalescer = Coalescer::new(Limits::default());
-        Self { views, uplinks, casts, tap, coalescer, mac1_key, hints: HintBudget::default() }
+        let (assembly, hints) = (Assembly::default(), HintBudget::default());
+        Self { views, uplinks, casts, tap, coalescer, assembly, segment: Vec::new(), mac1_key, hints }
     }
 
     /// Loads the views for one batch.
     pub fn scope(&mut self, now: Instant) -> IngressScope {
         let offloads = self.tap.offloads();
-        self.coalescer.set_limits(Limits {
-            tcp: offloads.has(Offloads::TSO4) && offloads.has(Offloads::TSO6),
-            udp: offloads.has(Offloads::USO4) && offloads.has(Offloads::USO6),
-        });
+        let takes_tcp = offloads.has(Offloads::TSO4) && offloads.has(Offloads::TSO6);
+        self.coalescer
+            .set_limits(Limits { tcp: takes_tcp, udp: offloads.has(Offloads::USO4) && offloads.has(Offloads::USO6) });
         IngressScope {
             peers: self.views.peers.load(),
             fdb: self.views.fdb.load(),
@@ -397,6 +485,7 @@ impl Ingress {
             now_ms: self.views.epoch.ms(now),
             sightings: Vec::new(),
             takes_partial: offloads.has(Offloads::CSUM),
+            takes_tcp: takes_tcp && offloads.has(Offloads::CSUM),
             frames: 0,
             bytes: 0,
         }
@@ -449,10 +538,10 @@ impl Ingress {
                 },
                 Some(_) | None => (Route::direct(from), 0),
             };
-            let result = if Kind::of(&datagram[head..]) == Some(Kind::Data) {
-                self.data_run(via, head, range, &mut datagrams, arena, scope)
-            } else {
-                self.inner(via, &mut datagram[head..], scope)
+            let result = match Kind::of(&datagram[head..]) {
+                Some(Kind::Data) => self.data_run(via, head, range, &mut datagrams, arena, scope),
+                Some(Kind::Frag) => self.fragment_run(via, head, range, &mut datagrams, arena, scope),
+                Some(_) | None => self.inner(via, &mut datagram[head..], scope),
             };
             if let Err(reason) = result {
                 self.views.counters.dropped(reason);
@@ -504,7 +593,7 @@ impl Ingress {
                 add(&self.views.counters.hints_believed, 1);
                 self.pass_on(about_server, via, datagram)
             }
-            // Frames go by [`Self::data_run`].
+            // Frames go by [`Self::data_run`] and [`Self::fragment_run`].
             Kind::Data | Kind::Relay | Kind::Agg | Kind::Frag | Kind::Enrol1 | Kind::Enrol3 => {
                 Err(DropReason::Malformed)
             }
@@ -528,8 +617,7 @@ impl Ingress {
             self.hint(via, header.receiver, header.counter, scope);
             return Err(DropReason::UnknownSession);
         };
-        let crate::proto::session::Owner::Peer(idx) = session.owner else { return Err(DropReason::UnknownPeer) };
-        let entry = peers.peers.get(&idx).ok_or(DropReason::UnknownPeer)?;
+        let entry = owner(&peers, session)?;
         let prefix: [u8; HEADER_LEN] = arena[first.start..first.start + HEADER_LEN].try_into().expect("16 bytes");
         let (mut frames, mut bytes) = (0, 0);
         let mut range = first;
@@ -565,9 +653,84 @@ impl Ingress {
                 }
             }
         }
+        self.received(entry, session, via, (frames, bytes), scope);
+        Ok(())
+    }
+
+    /// The fragments of one session that follow each other in a train, of one message or several. Hot.
+    fn fragment_run(
+        &mut self,
+        via: Route,
+        head: usize,
+        first: Range<usize>,
+        rest: &mut Peekable<impl Iterator<Item = Range<usize>>>,
+        arena: &mut [u8],
+        scope: &mut IngressScope,
+    ) -> Result<(), DropReason> {
+        let mut header = FragHeader::parse(&arena[first.start + head..first.end])?;
+        let peers = Arc::clone(&scope.peers);
+        let Some(session) = peers.sessions.get(&header.receiver) else {
+            self.hint(via, header.receiver, header.counter, scope);
+            return Err(DropReason::UnknownSession);
+        };
+        let entry = owner(&peers, session)?;
+        let prefix: [u8; HEADER_LEN] = arena[first.start..first.start + HEADER_LEN].try_into().expect("16 bytes");
+        let (mut frames, mut bytes) = (0, 0);
+        let mut range = first;
+        let mut fresh = session.is_fresh(header.counter);
+        loop {
+            let body = range.start + head + HEADER_LEN..range.end;
+            let taken = if fresh { self.assembly.take(&header, &arena[body]) } else { Err(DropReason::Replayed) };
+            match taken {
+                Ok(taken) => {
+                    if let Some((receiver, count)) = taken.lost {
+                        self.lost(&peers, receiver, count, scope);
+                    }
+                    if let Some(mut sealed) = taken.whole {
+                        match self.accept_whole(entry, session, &header, &mut sealed, arena, scope) {
+                            Ok((more, length)) => (frames, bytes) = (frames + more, bytes + length),
+                            Err(reason) => self.views.counters.dropped(reason),
+                        }
+                        self.assembly.put_back(sealed);
+                    }
+                }
+                Err(reason) => self.views.counters.dropped(reason),
+            }
+            let counter = header.counter;
+            let next = rest.next_if(|next| {
+                let datagram = &arena[next.clone()];
+                (head == 0 || datagram.len() > HEADER_LEN && datagram[..HEADER_LEN] == prefix)
+                    && FragHeader::parse(&datagram[head..]).is_ok_and(|next| {
+                        let same = next.receiver == header.receiver;
+                        if same {
+                            header = next;
+                        }
+                        same
+                    })
+            });
+            match next {
+                Some(next) => range = next,
+                None => break,
+            }
+            if header.counter != counter {
+                fresh = session.is_fresh(header.counter);
+            }
+        }
+        self.received(entry, session, via, (frames, bytes), scope);
+        Ok(())
+    }
+
+    /// Notes what a run of authentic frames has shown; nothing if there were none.
+    fn received(
+        &self,
+        entry: &PeerEntry,
+        session: &Arc<Session>,
+        via: Route,
+        (frames, bytes): (u64, u64),
+        scope: &IngressScope,
+    ) {
         if frames == 0 {
-            // Nothing of it was authentic.
-            return Ok(());
+            return;
         }
         session.meter.received(frames, bytes, scope.now_ms);
         if session.confirm() {
@@ -576,9 +739,69 @@ impl Ingress {
             && entry.handle.outlet().as_deref().is_some_and(|outlet| outlet.route != via)
             && entry.handle.tell_route(scope.now_ms)
         {
-            self.casts.seen.cast(SeenFrom { peer: idx, via });
+            self.casts.seen.cast(SeenFrom { peer: entry.handle.idx, via });
         }
-        Ok(())
+    }
+
+    /// A message that never became complete: its sender is told when there are too many.
+    fn lost(&self, peers: &PeerView, receiver: SessionIndex, fragments: u64, scope: &IngressScope) {
+        add(&self.views.counters.whole_broken, 1);
+        self.views.counters.dropped_many(DropReason::Incomplete, fragments);
+        let Some(session) = peers.sessions.get(&receiver) else { return };
+        if let Some(messages) = session.meter.whole.broke(scope.now_ms)
+            && let Ok(entry) = owner(peers, session)
+            && let Some(outlet) = entry.handle.outlet().as_deref()
+            && let Ok(datagram) = outlet.session.seal_control(&Control::Broken { messages }.to_bytes())
+        {
+            self.uplinks.send_by(outlet.route, &datagram);
+        }
+    }
+
+    /// Opens a message that is complete, judges its super-frame and writes it to the TAP: how many frames it was, and
+    /// their bytes.
+    fn accept_whole(
+        &mut self,
+        entry: &PeerEntry,
+        session: &Session,
+        header: &FragHeader,
+        sealed: &mut [u8],
+        arena: &[u8],
+        scope: &mut IngressScope,
+    ) -> Result<(u64, u64), DropReason> {
+        let message = session.open_whole(header, sealed)?;
+        session.meter.whole.arrived();
+        let (vnet, segments, bytes) = whole::parse(message)?;
+        let frame = FrameView::parse(bytes)?;
+        if frame.dst().is_group() {
+            return Err(DropReason::Malformed);
+        }
+        match forward::ingress(&frame, entry.handle.idx, &entry.credentials, &scope.fdb, scope.now) {
+            Verdict::Accept { learn } => scope.sightings.extend(learn),
+            Verdict::Drop(reason) => return Err(reason),
+        }
+        // What came before it goes before it.
+        self.write(arena, scope);
+        let (count, length) = (segments.count(), segments.total_len() as u64);
+        let counters = &self.views.counters;
+        add(&counters.whole_opened, 1);
+        if scope.takes_tcp {
+            if let Err(reason) = self.tap.write_parts(&vnet, std::iter::once(bytes)) {
+                counters.dropped_many(reason, count as u64);
+            }
+            add(&counters.tap_tx_calls, 1);
+        } else {
+            for number in 0..count {
+                self.segment.resize(segments.segment_len(number), 0);
+                segments.write(number, Checksums::Complete, &mut self.segment);
+                if let Err(reason) = self.tap.write(&self.segment) {
+                    counters.dropped(reason);
+                }
+            }
+            add(&counters.tap_tx_calls, count as u64);
+        }
+        add(&counters.tap_tx_frames, count as u64);
+        add(&counters.tap_tx_bytes, length);
+        Ok((count as u64, length))
     }
 
     /// Judges a frame that a peer sent, and queues it for the TAP.
@@ -652,6 +875,12 @@ impl Ingress {
             self.uplinks.send_by(via, &Hint { reason: HintReason::NoSession, index, counter }.to_bytes());
         }
     }
+}
+
+/// Whose a session is.
+fn owner<'v>(peers: &'v PeerView, session: &Session) -> Result<&'v PeerEntry, DropReason> {
+    let Owner::Peer(idx) = session.owner else { return Err(DropReason::UnknownPeer) };
+    peers.peers.get(&idx).ok_or(DropReason::UnknownPeer)
 }
 
 /// How many HINTs each source may still be sent in this second.

@@ -153,7 +153,7 @@ impl TapReader {
         let offloaded = tap.offloads().is_some();
         let (mut frames, mut bytes) = (0, 0);
         let result = loop {
-            self.egress.frame(&self.buffer[..length], offloaded, &mut scope);
+            self.egress.frame(&mut self.buffer[..length], offloaded, &mut scope);
             (frames, bytes) = (frames + 1, bytes + length);
             if frames == BURST_FRAMES || bytes >= BURST_BYTES {
                 break Ok(());

@@ -601,6 +601,7 @@ impl Coordinator {
             // What only servers or peers say.
             Control::Revoke(_)
             | Control::Cert(_)
+            | Control::Broken { .. }
             | Control::LeaseGrant { .. }
             | Control::LeaseRefused { .. }
             | Control::LeaseReleased

@@ -24,3 +24,4 @@ pub mod segment;
 pub mod server_link;
 pub mod session;
 pub mod topology;
+pub mod whole;

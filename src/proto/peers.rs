@@ -384,6 +384,7 @@ impl Peers {
             | Control::Candidates { .. }
             | Control::Cert(_)
             | Control::Goodbye { .. }
+            | Control::Broken { .. }
             | Control::LeaseRequest { .. }
             | Control::LeaseGrant { .. }
             | Control::LeaseRefused { .. }
@@ -704,6 +705,7 @@ impl Peers {
                 self.close(idx, now);
                 self.event(Event::Left { peer });
             }
+            Control::Broken { .. } => session.meter.whole.hold(self.epoch.ms(now)),
             // What only the server says, or hears.
             Control::LeaseRequest { .. }
             | Control::LeaseGrant { .. }

@@ -109,6 +109,21 @@ impl<'a> Segmenter<'a> {
         self.layout.payload_at + self.payload(index).len()
     }
 
+    /// Octets of all segments' frames together.
+    #[inline]
+    pub fn total_len(&self) -> usize {
+        self.frame.len() + (self.count - 1) * self.layout.payload_at
+    }
+
+    /// The header of the super-frame for a TAP, found by parsing; `said` gives its kind and the size of its segments.
+    #[inline]
+    pub fn header(&self, said: &VnetHeader) -> VnetHeader {
+        let (csum_start, csum_offset) = self.layout.checksum_at();
+        let hdr_len = self.layout.payload_at as u16;
+        let VnetHeader { gso, ecn, gso_size, .. } = *said;
+        VnetHeader { needs_csum: true, data_valid: false, gso, ecn, hdr_len, gso_size, csum_start, csum_offset }
+    }
+
     /// Writes the whole `index`-th segment, an Ethernet frame, to the front of `out`, and returns its length.
     ///
     /// IPv4 ids and TCP sequence numbers go on from the first; FIN and PSH are on the last segment only, since

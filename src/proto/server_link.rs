@@ -706,6 +706,7 @@ impl ServerLink {
             // What only clients or peers say.
             Control::ProbeReply { .. }
             | Control::Candidates { .. }
+            | Control::Broken { .. }
             | Control::LeaseRequest { .. }
             | Control::LeaseRelease
             | Control::PeerLookup { .. }

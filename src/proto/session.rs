@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use super::crypto::{Suite, TransportKey};
 use super::replay::ReplayWindow;
+use super::whole::Gate;
 use crate::counters::DropReason;
 use crate::ids::{PeerIdx, PublicKey, SessionIndex};
 use crate::wire::handshake::Capabilities;
-use crate::wire::header::{HEADER_LEN, Kind, OVERHEAD, SealedHeader, TAG_LEN};
+use crate::wire::header::{FragHeader, HEADER_LEN, Kind, OVERHEAD, SealedHeader, TAG_LEN};
 
 /// Whom a session is with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +39,8 @@ pub struct Meter {
     sent: AtomicU64,
     /// When a frame (not a control message) last came, likewise.
     carried: AtomicU64,
+    /// Whether super-frames are sealed whole.
+    pub whole: Gate,
 }
 
 impl Meter {
@@ -177,10 +180,7 @@ impl Session {
     }
 
     fn seal(&self, kind: Kind, partial: bool, datagram: &mut [u8], plain: usize) -> Result<(), DropReason> {
-        let counter = self.counter.fetch_add(1, Relaxed);
-        if counter >= MESSAGES_MAX || self.expired.load(Relaxed) {
-            return Err(DropReason::SessionExpired);
-        }
+        let counter = self.next_counter()?;
         let padding = datagram.len() - OVERHEAD - plain;
         debug_assert!(padding < 16, "padding has four bits");
         let header = SealedHeader { kind, padding: padding as u8, partial, receiver: self.remote_index, counter };
@@ -190,6 +190,34 @@ impl Session {
         body[plain..].fill(0);
         tag.copy_from_slice(&self.seal_key.seal(counter, &header, body));
         Ok(())
+    }
+
+    fn next_counter(&self) -> Result<u64, DropReason> {
+        let counter = self.counter.fetch_add(1, Relaxed);
+        if counter >= MESSAGES_MAX || self.expired.load(Relaxed) {
+            Err(DropReason::SessionExpired)
+        } else {
+            Ok(counter)
+        }
+    }
+
+    /// Seals a message whole, in place, that will go in `count` fragments: the header of the first, and the tag that
+    /// follows the message. No allocation, no lock.
+    pub fn seal_whole(&self, count: u8, message: &mut [u8]) -> Result<(FragHeader, [u8; TAG_LEN]), DropReason> {
+        let header = FragHeader { receiver: self.remote_index, counter: self.next_counter()?, index: 0, count };
+        let tag = self.seal_key.seal(header.counter, &header.to_bytes(), message);
+        Ok((header, tag))
+    }
+
+    /// Opens a message put together from fragments, its tag included, in place; as [`Opener::open`].
+    pub fn open_whole<'a>(&self, fragment: &FragHeader, sealed: &'a mut [u8]) -> Result<&'a mut [u8], DropReason> {
+        let first = FragHeader { index: 0, ..*fragment };
+        self.opener().open_with(first.counter, &first.to_bytes(), sealed)
+    }
+
+    /// Whether a datagram with this counter might still be accepted.
+    pub fn is_fresh(&self, counter: u64) -> bool {
+        self.opener().replay.is_fresh(counter)
     }
 
     /// Seals a control message into a datagram of its own.
@@ -252,22 +280,24 @@ impl Opener<'_> {
     /// Opens a datagram in place and gives its plaintext. The counter is checked cheaply before and set after
     /// authentication, so forged datagrams cannot move the window. Called per frame: no allocation.
     pub fn open<'a>(&mut self, header: &SealedHeader, datagram: &'a mut [u8]) -> Result<&'a mut [u8], DropReason> {
-        if self.session.expired.load(Relaxed) {
-            return Err(DropReason::SessionExpired);
-        }
-        if !self.replay.is_fresh(header.counter) {
-            return Err(DropReason::Replayed);
-        }
         let (header_bytes, sealed) = datagram.split_at_mut(HEADER_LEN);
-        let plain = self.session.open_key.open(header.counter, header_bytes, sealed)?;
+        let plain = self.open_with(header.counter, header_bytes, sealed)?;
         let length = plain.len() - usize::from(header.padding);
         if plain[length..].iter().any(|byte| *byte != 0) {
             return Err(DropReason::Malformed);
         }
-        if !self.replay.accept(header.counter) {
+        Ok(&mut plain[..length])
+    }
+
+    fn open_with<'a>(&mut self, counter: u64, header: &[u8], sealed: &'a mut [u8]) -> Result<&'a mut [u8], DropReason> {
+        if self.session.expired.load(Relaxed) {
+            return Err(DropReason::SessionExpired);
+        }
+        if !self.replay.is_fresh(counter) {
             return Err(DropReason::Replayed);
         }
-        Ok(&mut plain[..length])
+        let plain = self.session.open_key.open(counter, header, sealed)?;
+        if self.replay.accept(counter) { Ok(plain) } else { Err(DropReason::Replayed) }
     }
 }
 

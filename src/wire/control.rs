@@ -111,6 +111,10 @@ pub enum Control {
     Goodbye {
         reason: u8,
     },
+    /// So many messages of the receiver, sealed whole, came incomplete so far: too many for the moment.
+    Broken {
+        messages: u64,
+    },
     /// "I am this key, called so; lease me addresses."
     LeaseRequest {
         name: String,
@@ -208,6 +212,7 @@ impl Control {
             Self::Revoke(_) => 6,
             Self::Cert(_) => 7,
             Self::Goodbye { .. } => 9,
+            Self::Broken { .. } => 10,
             Self::LeaseRequest { .. } => 16,
             Self::LeaseGrant { .. } => 17,
             Self::LeaseRefused { .. } => 18,
@@ -239,6 +244,7 @@ impl Control {
             Self::Revoke(object) => out.extend(object),
             Self::Cert(certificate) => out.extend(certificate),
             Self::Goodbye { reason } => out.push(*reason),
+            Self::Broken { messages } => out.extend(messages.to_le_bytes()),
             Self::LeaseRequest { name } => put_text(out, name),
             Self::LeaseGrant { certificate, signer, epoch, name } => {
                 out.extend(certificate);
@@ -317,6 +323,7 @@ impl Control {
             6 => Self::Revoke(std::mem::take(&mut body.0).to_vec()),
             7 => Self::Cert(body.array()?),
             9 => Self::Goodbye { reason: body.u8()? },
+            10 => Self::Broken { messages: body.u64()? },
             16 => Self::LeaseRequest { name: body.text()? },
             17 => Self::LeaseGrant {
                 certificate: body.array()?,
@@ -539,6 +546,7 @@ mod tests {
             Control::Revoke(vec![1, 2, 3]),
             Control::Cert([8; CERT_LEN]),
             Control::Goodbye { reason: 1 },
+            Control::Broken { messages: 1 << 40 },
             Control::LeaseRequest { name: "laptop".into() },
             Control::LeaseGrant { certificate: [1; CERT_LEN], signer: [2; 32], epoch: 3, name: "laptop".into() },
             Control::LeaseRefused { code: RefusalCode::NameTaken, text: "why".into() },

@@ -113,12 +113,18 @@ pub struct Capabilities(pub u32);
 impl Capabilities {
     /// Frames whose TCP or UDP checksum is only the pseudo header's sum, marked in their DATA header.
     pub const PARTIAL_CHECKSUMS: u32 = 1;
+    /// Super-frames sealed whole, in fragments.
+    pub const WHOLE: u32 = 2;
     /// All that this program can.
-    pub const OURS: Self = Self(Self::PARTIAL_CHECKSUMS);
+    pub const OURS: Self = Self(Self::PARTIAL_CHECKSUMS | Self::WHOLE);
     pub const NONE: Self = Self(0);
 
     pub fn takes_partial_checksums(self) -> bool {
         self.0 & Self::PARTIAL_CHECKSUMS != 0
+    }
+
+    pub fn takes_whole(self) -> bool {
+        self.0 & Self::WHOLE != 0
     }
 }
 

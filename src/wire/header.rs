@@ -63,6 +63,43 @@ pub struct SealedHeader {
     pub counter: u64,
 }
 
+/// The header of one fragment (FRAG) of a message that was sealed whole. Layout: kind 1, zero 1, index 1, count 1,
+/// receiver 4, counter 8; with an index of 0 it is the associated data of the seal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FragHeader {
+    pub receiver: SessionIndex,
+    /// Of the message; all its fragments have the same.
+    pub counter: u64,
+    /// Which fragment it is, below `count`.
+    pub index: u8,
+    /// How many there are, 2 to [`FRAGMENTS_MAX`].
+    pub count: u8,
+}
+
+/// Fragments of one message at the most: as many as one segmented send may hold everywhere.
+pub const FRAGMENTS_MAX: usize = 64;
+
+impl FragHeader {
+    /// Reads the header of a FRAG datagram that holds something.
+    pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
+        let &[kind, 0, index, count, ..] = datagram else { return Err(DropReason::Malformed) };
+        let fits = (2..=FRAGMENTS_MAX).contains(&usize::from(count)) && index < count;
+        if kind != Kind::Frag as u8 || !fits || datagram.len() <= HEADER_LEN {
+            return Err(DropReason::Malformed);
+        }
+        Ok(Self { receiver: SessionIndex(u32_at(datagram, 4)), counter: u64_at(datagram, 8), index, count })
+    }
+
+    /// The header's bytes.
+    pub fn to_bytes(self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        (bytes[0], bytes[2], bytes[3]) = (Kind::Frag as u8, self.index, self.count);
+        bytes[4..8].copy_from_slice(&self.receiver.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.counter.to_le_bytes());
+        bytes
+    }
+}
+
 /// The bit of byte 1 that [`SealedHeader::partial`] is; the three above it are zero.
 const PARTIAL: u8 = 0x10;
 
@@ -120,6 +157,22 @@ mod tests {
         assert_eq!(&datagram[..], &[0xe0, 0x15, 0, 0, 4, 3, 2, 1, 0x22, 0x11, 0, 0, 0, 0, 0, 0]);
         datagram.resize(OVERHEAD + 16, 0);
         assert_eq!(SealedHeader::parse(&datagram), Ok(header));
+    }
+
+    #[test]
+    fn a_fragment_reads_back_as_written_and_impossible_ones_are_refused() {
+        let header = FragHeader { receiver: SessionIndex(0x0102_0304), counter: 0x1122, index: 3, count: 64 };
+        let mut datagram = header.to_bytes().to_vec();
+        assert_eq!(&datagram[..], &[0xe3, 0, 3, 64, 4, 3, 2, 1, 0x22, 0x11, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(FragHeader::parse(&datagram), Err(DropReason::Malformed), "it is empty");
+        datagram.push(1);
+        assert_eq!(FragHeader::parse(&datagram), Ok(header));
+        for (offset, value) in [(0, 0xe0), (1, 1), (2, 64), (3, 65), (3, 3), (3, 0)] {
+            let mut bad = datagram.clone();
+            bad[offset] = value;
+            assert_eq!(FragHeader::parse(&bad), Err(DropReason::Malformed), "byte {offset} = {value:#x}");
+        }
+        assert_eq!(FragHeader::parse(&[]), Err(DropReason::Malformed));
     }
 
     #[test]

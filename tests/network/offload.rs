@@ -24,13 +24,52 @@ use crate::lab::{
 const MIB: u64 = 1 << 20;
 const JUMBO: u16 = 8900;
 const MTU: u16 = 1376;
+/// Two of a hundred packets.
+const LOSS: &str = "-A PREROUTING -i eth0 -m statistic --mode random --probability 0.02 -j DROP";
 
 #[test]
 fn tcp_and_udp_arrive_whole_where_both_ends_offload() {
     let Some(pair) = Pair::new(["--offload=true"; 2], &[], MTU) else { return };
     let (tcp, seen) = pair.carries_everything(if is_long() { 10 * 1024 * MIB / 4 } else { 4 * MIB });
     pair.assert_super_frames(&seen);
+    let [ada, bob] = &seen.nodes;
+    assert!(ada.sealed_whole > 0 && bob.sealed_whole > 0, "{}", seen.words());
+    assert_eq!((ada.opened_whole, bob.opened_whole), (bob.sealed_whole, ada.sealed_whole), "{}", seen.words());
     println!("offload at both ends: {tcp}; {}", seen.words());
+}
+
+#[test]
+fn super_frames_go_whole_while_nothing_is_lost_and_frame_by_frame_for_a_while_after_losses() {
+    let Some(pair) = Pair::new(["--offload=true"; 2], &[], MTU) else { return };
+    if !has_program("ethtool") || !has_program("iptables") || !pair.can_lose() {
+        return;
+    }
+    let flows = [pair.ends4(), pair.ends6()];
+    let mut rates = Vec::new();
+    let start = Instant::now();
+    // It is chance how many messages the losses hit before it is over.
+    let seen = loop {
+        assert!(start.elapsed() < 3 * SOON, "super-frames go whole in spite of losses: {rates:?}");
+        pair.lose(true);
+        rates.push(exchange_all(&flows, MIB, Writes::Large).0);
+        pair.lose(false);
+        let before = pair.look();
+        exchange_all(&flows, 4 * MIB, Writes::Large);
+        let seen = pair.since(&before);
+        if seen.nodes.iter().all(|node| node.sealed_whole == 0) {
+            break seen;
+        }
+    };
+    seen.assert_nothing_dropped();
+    // Packets are not joined on arrival here, so few frames are written as one.
+    assert!(seen.nodes.iter().all(|node| node.sends * 4 < node.sent && node.reads * 2 < node.read), "{}", seen.words());
+    let held = seen.words();
+    until("super-frames to go whole again", || {
+        let before = pair.look();
+        exchange_all(&flows, MIB, Writes::Large);
+        pair.since(&before).nodes.iter().all(|node| node.sealed_whole > 0)
+    });
+    println!("losses: TCP at {rates:.0?} Mbit/s with 2 % lost; then, without losses: {held}");
 }
 
 #[test]
@@ -254,6 +293,29 @@ impl Pair {
         (format!("{} MiB of TCP at {rate:.0} Mbit/s, {datagrams} UDP datagrams", bytes / MIB), seen)
     }
 
+    /// Whether packets can be lost at random here; says so if not.
+    fn can_lose(&self) -> bool {
+        let mut rule = Command::new("iptables");
+        rule.args(["-w", "-t", "raw"]).args(LOSS.split_whitespace());
+        let can = finish_in(&self.ada.node.ns, &mut rule).status.success();
+        if can {
+            self.lose(false);
+            for host in [&self.ada, &self.bob] {
+                run_in(&host.node.ns, "ethtool -K eth0 tso off gso off gro off tx-udp-segmentation off");
+            }
+        } else {
+            println!("skipped: this kernel loses no packets at random");
+        }
+        can
+    }
+
+    /// Loses some of the packets that arrive at both, or none.
+    fn lose(&self, some: bool) {
+        for host in [&self.ada, &self.bob] {
+            run_in(&host.node.ns, &format!("iptables -w -t raw {}", if some { LOSS } else { "-F PREROUTING" }));
+        }
+    }
+
     fn look(&self) -> [Value; 2] {
         [&self.ada, &self.bob].map(|host| counters(&host.node))
     }
@@ -271,6 +333,8 @@ impl Pair {
                 writes: grown("tap_tx_calls"),
                 sent: grown("udp_tx_datagrams"),
                 sends: grown("udp_tx_calls"),
+                sealed_whole: grown("whole_sealed"),
+                opened_whole: grown("whole_opened"),
                 drops: drops.map(|name| (name.clone(), grown(name))).collect(),
             }
         });
@@ -302,6 +366,8 @@ struct Grown {
     writes: u64,
     sent: u64,
     sends: u64,
+    sealed_whole: u64,
+    opened_whole: u64,
     drops: Vec<(String, u64)>,
 }
 
@@ -314,8 +380,11 @@ impl Seen {
 
     fn words(&self) -> String {
         let [ada, bob] = self.nodes.each_ref().map(|node| {
-            let Grown { read, reads, written, writes, sent, sends, .. } = node;
-            format!("{read} frames in {reads} reads, {sent} datagrams in {sends} sends, {written} in {writes} writes")
+            let Grown { read, reads, written, writes, sent, sends, sealed_whole, .. } = node;
+            format!(
+                "{read} frames in {reads} reads, {sealed_whole} super-frames sealed whole, {sent} datagrams in {sends} sends, \
+                 {written} in {writes} writes"
+            )
         });
         format!("ada: {ada}; bob: {bob}")
     }
