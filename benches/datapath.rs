@@ -17,9 +17,10 @@ use eps_actor::proto::forward::{self, EgressFacts};
 use eps_actor::proto::guard::{PeerCredentials, Rights};
 use eps_actor::proto::segment::{Checksums, Segmenter};
 use eps_actor::proto::session::{Owner, Session, SessionParts};
+use eps_actor::proto::whole::{self, Assembly, Cut};
 use eps_actor::wire::ethernet::FrameView;
 use eps_actor::wire::handshake::Capabilities;
-use eps_actor::wire::header::{HEADER_LEN, SealedHeader};
+use eps_actor::wire::header::{FragHeader, HEADER_LEN, SealedHeader, TAG_LEN};
 use eps_actor::wire::vnet::{Gso, VnetHeader};
 use zeroize::Zeroizing;
 
@@ -32,7 +33,7 @@ const MSS: usize = 1400 - 52;
 /// Segments of a super-frame.
 const SEGMENTS: usize = 44;
 
-criterion_group!(benches, forwarding, sealing, opening, segmenting, coalescing);
+criterion_group!(benches, forwarding, sealing, opening, segmenting, coalescing, sealed_whole);
 criterion_main!(benches);
 
 fn forwarding(c: &mut Criterion) {
@@ -151,6 +152,54 @@ fn coalescing(c: &mut Criterion) {
             );
         });
     }
+}
+
+/// A super-frame sealed as one message and cut, and put together and opened again.
+fn sealed_whole(c: &mut Criterion) {
+    let (header, frame) = (tcp_header(), super_frame(SEGMENTS * MSS));
+    let message = [&whole::head(&header).expect("of TCP")[..], &frame].concat();
+    let fragment = HEADERS + MSS + TAG_LEN;
+    let cut = Cut::new(message.len() + TAG_LEN, fragment).expect("it is cut");
+    let mut group = c.benchmark_group(format!("whole, {SEGMENTS} in a super-frame"));
+    group.throughput(Throughput::Elements(SEGMENTS as u64));
+    let (ours, theirs) = pair(Suite::Aes256Gcm);
+    let mut out = vec![0; SEGMENTS * (HEADER_LEN + fragment)];
+    let mut sealed = message.clone();
+    group.bench_function("sealed and cut", |b| {
+        b.iter(|| {
+            let (first, tag) = ours.seal_whole(cut.count(), black_box(&mut sealed)).expect("sealed");
+            for (index, range) in (0..).zip(cut.ranges()) {
+                let start = usize::from(index) * (HEADER_LEN + fragment);
+                out[start..start + HEADER_LEN].copy_from_slice(&FragHeader { index, ..first }.to_bytes());
+                let part = &sealed[range.start..range.end.min(sealed.len())];
+                out[start + HEADER_LEN..start + HEADER_LEN + part.len()].copy_from_slice(part);
+            }
+            tag
+        });
+    });
+    let mut assembly = Assembly::default();
+    group.bench_function("put together and opened", |b| {
+        b.iter_batched_ref(
+            || {
+                let mut sealed = message.clone();
+                let (first, tag) = ours.seal_whole(cut.count(), &mut sealed).expect("sealed");
+                sealed.extend(tag);
+                (first, sealed)
+            },
+            |(first, sealed)| {
+                let mut length = 0;
+                for (index, range) in (0..).zip(cut.ranges()) {
+                    let header = FragHeader { index, ..*first };
+                    if let Some(mut room) = assembly.take(&header, &sealed[range]).expect("taken").whole {
+                        length = theirs.open_whole(&header, &mut room).expect("authentic").len();
+                        assembly.put_back(room);
+                    }
+                }
+                length
+            },
+            BatchSize::LargeInput,
+        );
+    });
 }
 
 /// Both ends of a session.

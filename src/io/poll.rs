@@ -14,7 +14,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -25,9 +25,9 @@ use rustix::event::{EventfdFlags, eventfd};
 /// Events taken from the kernel in one call.
 const EVENTS_MAX: usize = 16;
 /// How often the thread gives way to others before it sleeps. Whoever fills its queues is often waiting for just this
-/// core; then there is more to do at once, and nobody pays for waking us. With nobody waiting it costs some
-/// microseconds for each time that something came.
-const YIELDS: u32 = 16;
+/// core; then there is more to do at once, and nobody pays for waking us. As often as that while it helps, fewer times
+/// each time that nothing came of it.
+const YIELDS: std::ops::RangeInclusive<u32> = 2..=16;
 /// The eventfd's number among the watched; no watch gets as far.
 const NOTIFIER: u64 = u64::MAX;
 
@@ -40,6 +40,8 @@ struct Poller {
     epoll: OwnedFd,
     notifier: Arc<Notifier>,
     watched: Mutex<Vec<Option<Arc<Readiness>>>>,
+    /// How often to give way before the next sleep.
+    yields: AtomicU32,
 }
 
 /// Wakes the thread, wherever it is.
@@ -109,19 +111,27 @@ impl Poller {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &event, EventData::new_u64(NOTIFIER), EventFlags::IN | EventFlags::ET)?;
         let notifier = Notifier { event, notified: AtomicBool::new(false), asleep: AtomicBool::new(false) };
-        Ok(Self { epoll, notifier: Arc::new(notifier), watched: Mutex::default() })
+        Ok(Self {
+            epoll,
+            notifier: Arc::new(notifier),
+            watched: Mutex::default(),
+            yields: AtomicU32::new(*YIELDS.end()),
+        })
     }
 
     /// Sleeps until something happens, unless something already did.
     fn wait(&self) -> io::Result<()> {
         let Notifier { notified, asleep, .. } = &*self.notifier;
-        for _ in 0..YIELDS {
+        let yields = self.yields.load(Ordering::Relaxed);
+        for _ in 0..yields {
             if notified.swap(false, Ordering::SeqCst) {
+                self.yields.store((2 * yields).min(*YIELDS.end()), Ordering::Relaxed);
                 return self.collect(Some(0));
             }
             std::thread::yield_now();
             self.collect(Some(0))?;
         }
+        self.yields.store((yields / 2).max(*YIELDS.start()), Ordering::Relaxed);
         // Sequentially consistent, as in `wake`: of the two flags, at least one side sees the other's.
         asleep.store(true, Ordering::SeqCst);
         let timeout = if notified.swap(false, Ordering::SeqCst) { Some(0) } else { None };
