@@ -21,6 +21,7 @@ use super::coordinator::{Coordinator, CoordinatorCasts, ServerShared, pool};
 use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
 use super::ext::Caster;
 use super::mac_learning::MacLearning;
+use super::names::Names;
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
@@ -258,6 +259,10 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
         supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
     }
 
+    let (names, names_mailbox) = Mailbox::<Names>::bounded(EDGE_MAILBOX);
+    let lent = shared.clone();
+    supervisor.supervise(&threads.control, names_mailbox, move || Names::new(lent.clone()), Policy::RESTART);
+
     let (lent, guard) = (shared.clone(), supervisor.clone());
     let snapshot: super::stats::Snapshot = Arc::new(move || report::client_scorecard(&lent, &guard.status()));
     let file = shared.config.scorecard.clone();
@@ -272,6 +277,7 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
     let factory = move || Control::new(control.clone(), answer.clone());
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
     threads.keep(tap);
+    threads.keep(names);
     threads.keep(server);
     threads.keep(stats);
     threads.keep(control_address);

@@ -133,6 +133,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let offload = check.boolean(raw.offload.as_ref(), "offload", true);
     let lan = check.boolean(raw.lan.as_ref(), "lan", true);
     let direct = check.boolean(raw.direct.as_ref(), "direct", true);
+    let hosts = check.optional_path(raw.hosts.as_ref(), "hosts");
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
     let scorecard = check.optional_path(raw.scorecard.as_ref(), "scorecard");
     let log_level = check.log_level(raw.log_level.as_ref());
@@ -158,6 +159,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         offload: offload?,
         lan: lan?,
         direct: direct?,
+        hosts: hosts?,
         control: control?,
         scorecard: scorecard?,
         log_level: log_level?,

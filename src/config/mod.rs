@@ -42,6 +42,8 @@ pub const LISTEN: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(I
 pub const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 43, 0), 24);
 /// How long an invitation holds: long enough to reach somebody by mail, short enough to forget about it.
 pub const INVITE_EXPIRY: Expiry = Expiry::After(std::time::Duration::from_secs(86_400));
+/// The file that programs look names up in.
+pub const HOSTS: &str = "/etc/hosts";
 /// The client's network device.
 pub const DEVICE: &str = "eps0";
 /// The device's MTU in bytes: 1,492 of PPPoE less 40 of IPv6, 8 of UDP, 32 of a data header and its tag, 16 of a
@@ -138,6 +140,8 @@ pub struct ClientConfig {
     pub lan: bool,
     /// Direct paths are tried; otherwise everything is relayed.
     pub direct: bool,
+    /// The file that members' names are kept in, where given.
+    pub hosts: Option<PathBuf>,
     /// The control socket; at most 107 bytes.
     pub control: PathBuf,
     /// Written every 60 s where given.

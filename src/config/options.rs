@@ -91,6 +91,9 @@ pub struct ClientOptions {
     /// Try direct paths; false relays everything [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub direct: Option<String>,
+    /// Keep the members' names in the hosts file, /etc/hosts or another [default: none]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = super::HOSTS)]
+    pub hosts: Option<String>,
     /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/client.sock]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
@@ -143,6 +146,7 @@ impl ClientOptions {
         one(&mut raw.offload, "--offload", self.offload);
         one(&mut raw.lan, "--lan", self.lan);
         one(&mut raw.direct, "--direct", self.direct);
+        one(&mut raw.hosts, "--hosts", self.hosts);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
         one(&mut raw.log_level, "--log-level", self.log_level);
@@ -199,7 +203,7 @@ mod tests {
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --control=13 --scorecard=14 --log-level=15";
+                    --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 --log-level=16";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

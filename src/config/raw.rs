@@ -145,6 +145,7 @@ keys! {
         offload: bool,
         lan: bool,
         direct: bool,
+        hosts: Option<String>,
         control: String,
         scorecard: Option<String>,
         log_level: String,

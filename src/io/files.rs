@@ -46,6 +46,8 @@ pub enum FileError {
     Exists { path: PathBuf },
     #[error("{} is in use by process {pid}; end that one, or name another state directory", path.display())]
     InUse { path: PathBuf, pid: u32 },
+    #[error("{} is longer than 4 MiB and is left as it is", path.display())]
+    TooLong { path: PathBuf },
     #[error("{name:?} is no plain file name")]
     BadName { name: String },
     #[error("cannot {operation} {}: {source}", path.display())]
@@ -185,6 +187,66 @@ impl StateDir {
 /// The file has the permissions `mode`, whatever the umask.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     write_synced(path, bytes, mode, |temporary| fs::rename(temporary, path).map_err(failed("replace", path)))
+}
+
+/// Changes a file that is not ours alone: it keeps its owner and its mode, and if it is a link, so does what it leads
+/// to. A file that does not exist counts as empty. `false` if nothing was to be changed, and nothing was written then.
+///
+/// Where something is mounted over the file (containers do that to `/etc/hosts`) it cannot be replaced, and is written in
+/// place.
+///
+/// # Errors
+/// `TooLong` for a file of more than 4 MiB, and what reading and writing may lead to.
+pub fn edit(path: &Path, change: impl FnOnce(&[u8]) -> Vec<u8>) -> Result<bool, FileError> {
+    let path = match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        path_or_error => path_or_error.map_err(failed("find", path))?,
+    };
+    let (text, metadata) = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), None),
+        opened => {
+            let file = opened.map_err(failed("open", &path))?;
+            let metadata = file.metadata().map_err(failed("look at", &path))?;
+            let mut text = Vec::new();
+            file.take(EDIT_MAX + 1).read_to_end(&mut text).map_err(failed("read", &path))?;
+            if text.len() as u64 > EDIT_MAX {
+                return Err(FileError::TooLong { path });
+            }
+            (text, Some(metadata))
+        }
+    };
+    let changed = change(&text);
+    if changed == text {
+        return Ok(false);
+    }
+    let mode = metadata.as_ref().map_or(0o644, |metadata| metadata.mode() & 0o7777);
+    let replaced = write_synced(&path, &changed, mode, |temporary| {
+        if let Some(metadata) = &metadata {
+            let ours = fs::metadata(temporary).map_err(failed("look at", temporary))?;
+            if (ours.uid(), ours.gid()) != (metadata.uid(), metadata.gid()) {
+                std::os::unix::fs::chown(temporary, Some(metadata.uid()), Some(metadata.gid()))
+                    .map_err(failed("change the owner of", temporary))?;
+            }
+        }
+        fs::rename(temporary, &path).map_err(failed("replace", &path))
+    });
+    match replaced {
+        Err(FileError::Io { operation: "replace", source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+            write_in_place(&path, &changed).map_err(failed("write", &path))?;
+        }
+        replaced => replaced?,
+    }
+    Ok(true)
+}
+
+/// The longest file that is edited.
+const EDIT_MAX: u64 = 4 << 20;
+
+fn write_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)?;
+    file.sync_all()
 }
 
 /// Writes a temporary file next to `path`, syncs it, lets `place` move it there, and syncs the directory.
@@ -441,5 +503,46 @@ mod tests {
         }
         child.kill().expect("killed");
         child.wait().expect("ended");
+    }
+
+    #[test]
+    fn an_edited_file_keeps_its_mode_and_a_link_to_it_stays_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        fs::write(&file, "one").expect("written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("set");
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        assert!(edit(&link, |text| [text, b" two"].concat()).expect("edited"));
+        assert!(!edit(&link, <[u8]>::to_vec).expect("as it was"));
+        assert_eq!(fs::read_to_string(&file).expect("read"), "one two");
+        assert_eq!(fs::metadata(&file).expect("there").mode() & 0o7777, 0o640);
+        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+        let new = directory.path().join("new");
+        assert!(edit(&new, |text| [text, b"begun"].concat()).expect("edited"));
+        assert_eq!(fs::read_to_string(&new).expect("read"), "begun");
+    }
+
+    #[test]
+    fn a_file_that_something_is_mounted_over_is_edited_in_place() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("hosts");
+        fs::write(&file, "a longer text").expect("written");
+        let path = CString::new(file.as_os_str().as_bytes()).expect("a path");
+        // A thread with mounts of its own ends with them.
+        let edited = std::thread::spawn(move || {
+            let (root, none) = (c"/".as_ptr(), std::ptr::null());
+            // SAFETY: the thread leaves the mounts it shares with the others; all are C strings.
+            let mounted = unsafe {
+                libc::unshare(libc::CLONE_NEWNS) == 0
+                    && libc::mount(none, root, none, libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) == 0
+                    && libc::mount(path.as_ptr(), path.as_ptr(), none, libc::MS_BIND, std::ptr::null()) == 0
+            };
+            mounted.then(|| edit(&file, |_| b"short".to_vec()).map(|_| fs::read_to_string(&file)))
+        });
+        match edited.join().expect("ended") {
+            Some(edited) => assert_eq!(edited.expect("edited").expect("read"), "short"),
+            None => println!("skipped: nothing can be mounted here"),
+        }
+        assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1, "no temporary file stays");
     }
 }

@@ -10,6 +10,7 @@ pub mod crypto;
 pub mod fdb;
 pub mod forward;
 pub mod guard;
+pub mod hosts;
 pub mod issuer;
 pub mod lease;
 pub mod link;
