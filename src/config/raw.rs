@@ -126,6 +126,10 @@ keys! {
         control: String,
         invite_expiry: String,
         scorecard: Option<String>,
+        scorecard_format: String,
+        stats: bool,
+        metrics: Option<String>,
+        graphviz: Option<String>,
         log_level: String,
     }
 }
@@ -147,6 +151,9 @@ keys! {
         direct: bool,
         control: String,
         scorecard: Option<String>,
+        scorecard_format: String,
+        stats: bool,
+        metrics: Option<String>,
         log_level: String,
     }
 }
