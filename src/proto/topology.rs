@@ -408,7 +408,7 @@ mod tests {
         assert_eq!(text.matches(DIRECT_LINE).count(), PAIRS_MAX);
         assert!(text.contains(&format!("\"{a}\" -- \"{b}\"")), "the busiest");
         assert_eq!(text.matches("dashed").count(), 2, "both legs of the relayed pair");
-        assert!(text.contains("the 190 busiest of 779 direct pairs"), "{text}");
+        assert!(text.contains("the 190 busiest of 665 direct pairs"), "{text}");
     }
 
     /// With `EPS_MAPS` as a directory, the pictures stay there to be looked at.
