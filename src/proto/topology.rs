@@ -148,8 +148,9 @@ impl<'a> Map<'a> {
         let server = label(&["server", &topology.server]);
         writeln!(out, "    {SERVER} [label={server}, shape=box, style=filled, fillcolor=\"{SERVER_FILL}\", color=\"{SERVER_LINE}\", fontcolor=white, penwidth=0];")?;
         self.write_members(out)?;
+        let labelled = drawn.len() <= LABELS_MAX && self.is_small();
         for (ends, best) in &drawn {
-            write_direct(out, *ends, *best)?;
+            write_direct(out, *ends, *best, labelled)?;
         }
         for (name, others) in &legs {
             let (shown, rest) = others.split_at(others.len().min(NAMES_ON_A_LEG));
@@ -174,8 +175,8 @@ impl<'a> Map<'a> {
             write!(title, ", the {drawn} busiest of {direct} direct pairs")?;
         }
         let title = label(&[&title, snapshot]);
-        let small = self.members.len() <= LABELLED_MAX;
-        let layout = if small { "layout=circo, mindist=1.1" } else { "layout=sfdp, K=0.7, repulsiveforce=1.4" };
+        let small = self.is_small();
+        let layout = if small { "layout=circo, mindist=1.1" } else { "layout=sfdp, K=1, repulsiveforce=1.6" };
         writeln!(out, "    graph [{layout}, overlap=prism, outputorder=edgesfirst, bgcolor=white, pad=0.3, label={title}, labelloc=b, fontname=\"Helvetica\", fontsize=12, fontcolor=\"{QUIET_TEXT}\"];")?;
         let size = if small { "fontsize=11, margin=\"0.14,0.07\"" } else { "fontsize=9, margin=\"0.05,0.02\", height=0.2, width=0.2" };
         writeln!(out, "    node [fontname=\"Helvetica\", shape=box, style=\"rounded,filled\", penwidth=1.2, {size}];")?;
@@ -200,7 +201,7 @@ impl<'a> Map<'a> {
             };
             let rx = way("in", member.rx_bytes, member.rx_rate);
             let tx = way("out", member.tx_bytes, member.tx_rate);
-            let written = if self.members.len() <= LABELLED_MAX {
+            let written = if self.is_small() {
                 label(&[name, &member.address, &rx, &tx])
             } else {
                 label(&[name])
@@ -215,6 +216,10 @@ impl<'a> Map<'a> {
         Ok(())
     }
 
+    fn is_small(&self) -> bool {
+        self.members.len() <= LABELLED_MAX
+    }
+
     /// Of each member that is relayed, whom to, with the round trip.
     fn legs(&self) -> BTreeMap<&'a str, Vec<String>> {
         let mut legs: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -227,12 +232,12 @@ impl<'a> Map<'a> {
     }
 }
 
-fn write_direct(out: &mut String, [a, b]: [&str; 2], best: Best) -> fmt::Result {
-    let label = quoted(&figures(best));
-    let tooltip = quoted(&format!("{a} and {b}, directly"));
-    let width = width(best.rate);
-    let (a, b) = (quoted(a), quoted(b));
-    writeln!(out, "    {a} -- {b} [color=\"{DIRECT_LINE}\", fontcolor=\"{DIRECT_TEXT}\", penwidth={width:.1}, label={label}, tooltip={tooltip}];")
+fn write_direct(out: &mut String, [a, b]: [&str; 2], best: Best, labelled: bool) -> fmt::Result {
+    let figures = figures(best);
+    let tooltip = quoted(format!("{a} and {b}, directly {figures}").trim_end());
+    let text = if labelled { format!(", fontcolor=\"{DIRECT_TEXT}\", label={}", quoted(&figures)) } else { String::new() };
+    let (a, b, width) = (quoted(a), quoted(b), width(best.rate));
+    writeln!(out, "    {a} -- {b} [color=\"{DIRECT_LINE}\", penwidth={width:.1}{text}, tooltip={tooltip}];")
 }
 
 /// `0.4 ms, 3.1 Mbit/s`, as far as they are known.
@@ -242,9 +247,9 @@ fn figures(best: Best) -> String {
     rtt.into_iter().chain(rate).collect::<Vec<_>>().join(", ")
 }
 
-/// A line's width in points by its rate: one more for each factor of ten above 10 kbit/s.
+/// A line's width in points by its rate: half a point more for each factor of ten above 10 kbit/s.
 fn width(rate: Option<f64>) -> f64 {
-    1.2 + (rate.unwrap_or(0.0) / 1e4).max(1.0).log10().min(6.0)
+    0.8 + (rate.unwrap_or(0.0) / 1e4).max(1.0).log10().min(6.0) / 2.0
 }
 
 /// A quoted string whose value is this text. In labels a backslash would begin an escape, so it is doubled.
@@ -276,6 +281,8 @@ fn label(lines: &[&str]) -> String {
 /// No member can be called this: names have no parentheses.
 const SERVER: &str = "\"(server)\"";
 
+/// Direct pairs above which figures are in the tooltips only: as many as twelve members have among them.
+const LABELS_MAX: usize = 66;
 /// More would hide the map behind its labels.
 const NAMES_ON_A_LEG: usize = 4;
 
@@ -321,7 +328,7 @@ mod tests {
             "\"cleo\" [",
             "\"dan\" [",
             "\"eve\" [",
-            "\"ada\" -- \"bob\" [color=\"#34a853\", fontcolor=\"#137333\", penwidth=3.7, label=\"0.4 ms, 3.1 Mbit/s\", ",
+            "\"ada\" -- \"bob\" [color=\"#34a853\", penwidth=2.0, fontcolor=\"#137333\", label=\"0.4 ms, 3.1 Mbit/s\", ",
             "\"ada\" -- \"(server)\" [color=\"#f29900\", fontcolor=\"#b06000\", style=dashed, penwidth=1.6, \
              label=\"to cleo 3.1 ms\"];",
             "\"cleo\" -- \"(server)\" [color=\"#f29900\", fontcolor=\"#b06000\", style=dashed, penwidth=1.6, \
