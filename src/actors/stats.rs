@@ -118,7 +118,10 @@ impl Stats {
         let place = &mut self.writing[file as usize];
         if place.as_ref().is_some_and(|task| !task.is_finished()) {
             add(&sampler.counters().output_failures, 1);
-            log::warn!("the {what} of the last time is still being written to {}; this one is left out", path.display());
+            log::warn!(
+                "the {what} of the last time is still being written to {}; this one is left out",
+                path.display()
+            );
             return;
         }
         *place = Some(smol::unblock(move || {

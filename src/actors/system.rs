@@ -51,8 +51,8 @@ use crate::proto::link::no_psk;
 use crate::proto::noise::Identity;
 use crate::proto::relaying::RelayView;
 use crate::proto::session::Epoch;
-use crate::report::snapshot::{Sampler, Source};
 use crate::report;
+use crate::report::snapshot::{Sampler, Source};
 use crate::view::FdbView;
 use crate::wire::join::{HostPort, fingerprint};
 

@@ -15,9 +15,7 @@ use log::LevelFilter;
 
 use super::raw::{ClientRaw, Field, Keyed, MemberRaw, Node, Place, ServerRaw, Struct, Value, shorten};
 use super::units::Expiry;
-use super::{
-    ClientConfig, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, is_name, read_join_file,
-};
+use super::{ClientConfig, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, is_name, read_join_file};
 use crate::wire::join::{HostPort, JoinLine, MAX_HOSTS};
 
 /// One thing that is wrong. It prints as one line:
@@ -744,11 +742,9 @@ pub(super) mod tests {
 
     #[test]
     fn metrics_are_of_loopback_unless_another_address_is_written_which_is_warned_of() {
-        for (text, address, warned) in [
-            ("9469", "127.0.0.1:9469", false),
-            ("[::1]:9469", "[::1]:9469", false),
-            ("0.0.0.0:80", "0.0.0.0:80", true),
-        ] {
+        for (text, address, warned) in
+            [("9469", "127.0.0.1:9469", false), ("[::1]:9469", "[::1]:9469", false), ("0.0.0.0:80", "0.0.0.0:80", true)]
+        {
             let options = ServerOptions { metrics: Some(text.into()), ..ServerOptions::default() };
             let config = load_options(options);
             assert_eq!(config.metrics, Some(address.parse().expect("an address")), "{text}");

@@ -63,9 +63,8 @@ impl PageListener {
         let mut open = FuturesUnordered::new();
         loop {
             let full = open.len() >= CONNECTIONS_MAX;
-            let taken = async {
-                if full { future::pending().await } else { Wake::Taken(self.listener.accept().await) }
-            };
+            let taken =
+                async { if full { future::pending().await } else { Wake::Taken(self.listener.accept().await) } };
             let ended = async {
                 if open.next().await.is_none() {
                     // There is none that could end.

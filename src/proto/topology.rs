@@ -146,7 +146,10 @@ impl<'a> Map<'a> {
         writeln!(out, "graph \"eps-actor\" {{")?;
         self.write_head(out, (drawn.len(), direct), &snapshot)?;
         let server = label(&["server", &topology.server]);
-        writeln!(out, "    {SERVER} [label={server}, shape=box, style=filled, fillcolor=\"{SERVER_FILL}\", color=\"{SERVER_LINE}\", fontcolor=white, penwidth=0];")?;
+        writeln!(
+            out,
+            "    {SERVER} [label={server}, shape=box, style=filled, fillcolor=\"{SERVER_FILL}\", color=\"{SERVER_LINE}\", fontcolor=white, penwidth=0];"
+        )?;
         self.write_members(out)?;
         let labelled = drawn.len() <= LABELS_MAX && self.is_small();
         for (ends, best) in &drawn {
@@ -157,7 +160,11 @@ impl<'a> Map<'a> {
             let more = if rest.is_empty() { String::new() } else { format!("and {} more", rest.len()) };
             let lines: Vec<&str> = shown.iter().map(|line| line.trim_end()).chain([more.as_str()]).collect();
             let name = quoted(name);
-            writeln!(out, "    {name} -- {SERVER} [color=\"{RELAYED_LINE}\", fontcolor=\"{RELAYED_TEXT}\", style=dashed, penwidth=1.6, label={}];", label(&lines))?;
+            writeln!(
+                out,
+                "    {name} -- {SERVER} [color=\"{RELAYED_LINE}\", fontcolor=\"{RELAYED_TEXT}\", style=dashed, penwidth=1.6, label={}];",
+                label(&lines)
+            )?;
         }
         for (name, member) in &self.members {
             if member.online && !legs.contains_key(name) {
@@ -177,8 +184,15 @@ impl<'a> Map<'a> {
         let title = label(&[&title, snapshot]);
         let small = self.is_small();
         let layout = if small { "layout=circo, mindist=1.1" } else { "layout=sfdp, K=1, repulsiveforce=1.6" };
-        writeln!(out, "    graph [{layout}, overlap=prism, outputorder=edgesfirst, bgcolor=white, pad=0.3, label={title}, labelloc=b, fontname=\"Helvetica\", fontsize=12, fontcolor=\"{QUIET_TEXT}\"];")?;
-        let size = if small { "fontsize=11, margin=\"0.14,0.07\"" } else { "fontsize=9, margin=\"0.05,0.02\", height=0.2, width=0.2" };
+        writeln!(
+            out,
+            "    graph [{layout}, overlap=prism, outputorder=edgesfirst, bgcolor=white, pad=0.3, label={title}, labelloc=b, fontname=\"Helvetica\", fontsize=12, fontcolor=\"{QUIET_TEXT}\"];"
+        )?;
+        let size = if small {
+            "fontsize=11, margin=\"0.14,0.07\""
+        } else {
+            "fontsize=9, margin=\"0.05,0.02\", height=0.2, width=0.2"
+        };
         writeln!(out, "    node [fontname=\"Helvetica\", shape=box, style=\"rounded,filled\", penwidth=1.2, {size}];")?;
         writeln!(out, "    edge [fontname=\"Helvetica\", fontsize=9];")
     }
@@ -201,17 +215,16 @@ impl<'a> Map<'a> {
             };
             let rx = way("in", member.rx_bytes, member.rx_rate);
             let tx = way("out", member.tx_bytes, member.tx_rate);
-            let written = if self.is_small() {
-                label(&[name, &member.address, &rx, &tx])
-            } else {
-                label(&[name])
-            };
+            let written = if self.is_small() { label(&[name, &member.address, &rx, &tx]) } else { label(&[name]) };
             let tooltip = quoted(&format!(
                 "{name} {}: in {} bytes, out {} bytes",
                 member.address, member.rx_bytes, member.tx_bytes
             ));
             let name = quoted(name);
-            writeln!(out, "    {name} [label={written}, tooltip={tooltip}, fillcolor=\"{fill}\", color=\"{line}\", fontcolor=\"{text}\"];")?;
+            writeln!(
+                out,
+                "    {name} [label={written}, tooltip={tooltip}, fillcolor=\"{fill}\", color=\"{line}\", fontcolor=\"{text}\"];"
+            )?;
         }
         Ok(())
     }
@@ -235,7 +248,8 @@ impl<'a> Map<'a> {
 fn write_direct(out: &mut String, [a, b]: [&str; 2], best: Best, labelled: bool) -> fmt::Result {
     let figures = figures(best);
     let tooltip = quoted(format!("{a} and {b}, directly {figures}").trim_end());
-    let text = if labelled { format!(", fontcolor=\"{DIRECT_TEXT}\", label={}", quoted(&figures)) } else { String::new() };
+    let text =
+        if labelled { format!(", fontcolor=\"{DIRECT_TEXT}\", label={}", quoted(&figures)) } else { String::new() };
     let (a, b, width) = (quoted(a), quoted(b), width(best.rate));
     writeln!(out, "    {a} -- {b} [color=\"{DIRECT_LINE}\", penwidth={width:.1}{text}, tooltip={tooltip}];")
 }
@@ -429,7 +443,8 @@ mod tests {
             for program in ["dot", "circo"] {
                 let picture = place.join(format!("map-{members}-{program}.svg"));
                 let start = std::time::Instant::now();
-                let drawn = std::process::Command::new(program).arg("-Tsvg").arg(&file).arg("-o").arg(&picture).output();
+                let drawn =
+                    std::process::Command::new(program).arg("-Tsvg").arg(&file).arg("-o").arg(&picture).output();
                 let drawn = match drawn {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         println!("skipped: {program} is not installed");
@@ -465,7 +480,8 @@ mod tests {
                 if relayed && a > 1 || count > 200 && (a * b) % 50 != 0 {
                     continue;
                 }
-                let mut link = link(&names[a], &names[b], if relayed { Relay } else { Direct }, Some(300 + a as u64 * 50));
+                let mut link =
+                    link(&names[a], &names[b], if relayed { Relay } else { Direct }, Some(300 + a as u64 * 50));
                 link.rate = Some((a * b % 97) as f64 * 1e5);
                 links.push(link);
             }
@@ -475,7 +491,15 @@ mod tests {
 
     fn member(name: &str, online: bool) -> Member {
         let (rx_bytes, tx_bytes) = (1200, 5);
-        Member { name: name.into(), address: "10.0.0.1".into(), online, rx_bytes, tx_bytes, rx_rate: None, tx_rate: None }
+        Member {
+            name: name.into(),
+            address: "10.0.0.1".into(),
+            online,
+            rx_bytes,
+            tx_bytes,
+            rx_rate: None,
+            tx_rate: None,
+        }
     }
 
     fn link(a: &str, b: &str, kind: LinkKind, rtt_us: Option<u64>) -> Link {

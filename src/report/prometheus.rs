@@ -44,8 +44,11 @@ fn traffic(page: &mut Page, snapshot: &Snapshot) {
     let sums = Sums::of(totals, &snapshot.role);
     page.counter("eps_rx_bytes_total", "Bytes of datagrams received from the underlay, as payload.")
         .sample(&[], totals.udp_rx_bytes);
-    page.counter("eps_tx_bytes_total", "Bytes of datagrams sent to the underlay, as payload, those forwarded among them.")
-        .sample(&[], totals.udp_tx_bytes);
+    page.counter(
+        "eps_tx_bytes_total",
+        "Bytes of datagrams sent to the underlay, as payload, those forwarded among them.",
+    )
+    .sample(&[], totals.udp_tx_bytes);
     page.counter("eps_forwarded_bytes_total", "Bytes of datagrams forwarded between members.")
         .sample(&[], totals.relayed_bytes);
     page.counter("eps_packets_total", "Datagrams received, sent and forwarded; those forwarded are among those sent.")
@@ -125,7 +128,7 @@ fn client(page: &mut Page, part: &ClientPart) {
     }
     let mut rtt = page.gauge("eps_peer_rtt_seconds", "Smoothed round trip by the path in use.");
     for (label, peer) in peers() {
-        rtt = rtt.known(&[label], peer.rtt_ms.map(|millis| millis / 1e3));
+        rtt = rtt.known(&[label], peer.rtt_ms.map(|millis| (millis * 1e3).round() / 1e6));
     }
     let mut proof = page.gauge("eps_peer_last_proof_seconds", "How long ago the peer last proved to be there.");
     for (label, peer) in peers() {
@@ -252,8 +255,15 @@ fn escaped(value: &str) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
+    use std::io::ErrorKind;
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::super::snapshot::{ClientNode, Lease, LeasePeer, NetworkPart, Peer, ServerContact, ServerNode, Window};
     use super::*;
+    use crate::actors::supervisor::{ActorState, ActorStatus, MailboxStatus};
+    use crate::counters::Tally;
 
     #[test]
     fn a_family_has_one_head_before_its_samples_and_none_without() {
@@ -273,5 +283,172 @@ pub(super) mod tests {
     #[test]
     fn two_of_one_name_are_two_series() {
         assert_eq!(labels([("a", "1"), ("a", "2")].into_iter()), ["a", "a (2)"]);
+    }
+
+    #[test]
+    fn what_is_unknown_has_no_sample() {
+        let page = page(&client_of(&[None, Some(0.42)]));
+        assert!(!page.contains("eps_peer_rtt_seconds{peer=\"peer0\"}"), "{page}");
+        assert!(page.contains("\neps_peer_rtt_seconds{peer=\"peer1\"} 0.00042\n"), "{page}");
+        assert!(!page.contains("eps_lease_free"), "that is a server's");
+    }
+
+    #[test]
+    fn a_peer_has_ten_series_at_the_most() {
+        let lines = |count: usize| page(&client_of(&vec![Some(1.0); count])).lines().count();
+        assert!(lines(2) - lines(1) <= 10, "{}", lines(2) - lines(1));
+        assert_eq!(lines(50) - lines(49), lines(2) - lines(1));
+    }
+
+    #[test]
+    fn one_name_has_the_same_help_in_both_roles() {
+        let heads = |page: String| {
+            let heads = page.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split_once(' '));
+            heads.map(|(name, help)| (name.to_owned(), help.to_owned())).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        let (client, server) = (heads(page(&client_of(&[Some(1.0)]))), heads(page(&server_of())));
+        for (name, help) in client {
+            assert!(server.get(&name).is_none_or(|other| *other == help), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_name_metrics_that_exist() {
+        let pages = page(&client_of(&[Some(1.0)])) + &page(&server_of());
+        let known: BTreeSet<&str> =
+            pages.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).expect("JSON");
+        assert!(dashboard["panels"].as_array().is_some_and(|panels| panels.len() > 5));
+        for (file, text) in [("dashboard", DASHBOARD), ("rules", RULES)] {
+            let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+            let named: BTreeSet<&str> = words.filter(|word| word.starts_with("eps_")).collect();
+            assert!(named.len() > 5, "{file}: {named:?}");
+            for name in named {
+                assert!(known.contains(name), "{file}: there is no {name}");
+            }
+        }
+        assert_eq!(RULES.matches("- alert: ").count(), 5);
+    }
+
+    #[test]
+    fn promtool_finds_nothing_wrong_with_the_alerts() {
+        let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/prometheus/eps-actor.rules.yml");
+        match Command::new("promtool").args(["check", "rules", rules]).output() {
+            Err(error) if error.kind() == ErrorKind::NotFound => println!("skipped: promtool is not installed"),
+            checked => {
+                let checked = checked.expect("started");
+                let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+                assert!(checked.status.success() && said.contains("5 rules found"), "{said}");
+            }
+        }
+    }
+
+    const DASHBOARD: &str = include_str!("../../packaging/grafana/eps-actor.json");
+    const RULES: &str = include_str!("../../packaging/prometheus/eps-actor.rules.yml");
+
+    /// A client with a peer for each round trip in milliseconds.
+    fn client_of(rtts: &[Option<f64>]) -> Snapshot {
+        let peer = |(index, rtt_ms): (usize, &Option<f64>)| Peer {
+            name: format!("peer{index}"),
+            id: "ab".into(),
+            address: format!("10.0.0.{index}"),
+            address6: None,
+            mac: "02:00:00:00:00:01".into(),
+            online: true,
+            state: "direct",
+            path: None,
+            rtt_ms: *rtt_ms,
+            last_proof_seconds: Some(0.5),
+            rx_bytes: 1,
+            tx_bytes: 2,
+            rx_frames: 3,
+            tx_frames: 4,
+            session_age_seconds: None,
+            suite: None,
+        };
+        let node = ClientNode {
+            name: "ada".into(),
+            id: "cd".into(),
+            address: None,
+            address6: None,
+            mac: None,
+            device: None,
+            mtu: 1376,
+            offload: None,
+            port: 1,
+            state: "connected",
+            stations: 2,
+        };
+        let server = ServerContact {
+            connected: true,
+            endpoint: None,
+            last_contact_seconds: Some(1.0),
+            map_version: 7,
+            network: None,
+        };
+        let peers = rtts.iter().enumerate().map(peer).collect();
+        snapshot(Role::Client(Box::new(ClientPart { node, server, peers })))
+    }
+
+    fn server_of() -> Snapshot {
+        let peer = LeasePeer {
+            name: "bob".into(),
+            path: "direct",
+            rtt_ms: None,
+            rx_bytes: 1,
+            tx_bytes: 2,
+            bits_per_second: None,
+        };
+        let lease = Lease {
+            name: "ada".into(),
+            id: "ab".into(),
+            address: "10.0.0.1".into(),
+            address6: None,
+            mac: "02:00:00:00:00:01".into(),
+            online: true,
+            endpoint: None,
+            last_heard_seconds: Some(1.0),
+            connected_seconds: None,
+            joined_unix: 1,
+            rights: Vec::new(),
+            rx_bytes: 5,
+            tx_bytes: 6,
+            rx_bits_per_second: None,
+            tx_bits_per_second: None,
+            peers: vec![peer],
+        };
+        let node = ServerNode {
+            id: "ef".into(),
+            network: None,
+            addresses: "10.0.0.0/24".into(),
+            addresses6: None,
+            port: 1,
+            open: false,
+            fingerprint: String::new(),
+        };
+        let network =
+            NetworkPart { lease_free: 252, invitations: false, map_version: 1, epoch: 1, leases: vec![lease] };
+        snapshot(Role::Server(Box::new(ServerPart { node, network: Some(network) })))
+    }
+
+    fn snapshot(role: Role) -> Snapshot {
+        let actor = ActorStatus {
+            name: "stats".into(),
+            state: ActorState::Running,
+            restarts: 0,
+            last_stop: None,
+            mailbox: MailboxStatus { queued: 0, capacity: Some(64) },
+            policy: "restart".into(),
+        };
+        Snapshot {
+            time: Duration::from_secs(1_800_000_000),
+            started: Duration::from_secs(1_799_999_000),
+            uptime: Duration::from_secs(1000),
+            totals: Tally::default(),
+            window: Window { length: Duration::from_secs(60), grown: Tally::default() },
+            actors: vec![actor],
+            events: Vec::new(),
+            role,
+        }
     }
 }

@@ -44,10 +44,13 @@ fn five_outputs_of_one_snapshot_have_the_same_sums() {
     let before = snapshot(&ada);
     let pinged = finish_in(
         &ada.ns,
-        Command::new("ping").args(["-q", "-i", "0.05", "-c", &PINGS.to_string(), "-s", &PAYLOAD.to_string()]).arg(to.to_string()),
+        Command::new("ping")
+            .args(["-q", "-i", "0.05", "-c", &PINGS.to_string(), "-s", &PAYLOAD.to_string()])
+            .arg(to.to_string()),
     );
     assert!(pinged.status.success(), "{}", text(&pinged.stdout));
-    let grown = |of: &Value, name: &str| number(&of["status"]["counters"][name]) - number(&before["status"]["counters"][name]);
+    let grown =
+        |of: &Value, name: &str| number(&of["status"]["counters"][name]) - number(&before["status"]["counters"][name]);
     let (frames, bytes) = (PINGS, PINGS * FRAME);
     let all = snapshot(&ada);
     for way in ["direct_tx", "direct_rx", "tap_tx"] {
@@ -57,15 +60,49 @@ fn five_outputs_of_one_snapshot_have_the_same_sums() {
         assert!((bytes..bytes + 4 * 100).contains(&bytes_grown), "{way}: {bytes_grown} of {bytes}");
     }
     assert_eq!(grown(&all, "relay_tx_frames"), 0);
-    agree(&all, "client", &[
-        ("direct_rx_frames", "direct_packets_received", "direct packets received", "eps_frames_total{way=\"direct\",dir=\"rx\"}"),
-        ("direct_rx_bytes", "direct_bytes_received", "direct bytes received", "eps_frame_bytes_total{way=\"direct\",dir=\"rx\"}"),
-        ("direct_tx_frames", "direct_packets_sent", "direct packets sent", "eps_frames_total{way=\"direct\",dir=\"tx\"}"),
-        ("direct_tx_bytes", "direct_bytes_sent", "direct bytes sent", "eps_frame_bytes_total{way=\"direct\",dir=\"tx\"}"),
-        ("tap_rx_frames", "tap_packets_received", "tap packets received", "eps_frames_total{way=\"tap\",dir=\"rx\"}"),
-        ("tap_tx_bytes", "tap_bytes_sent", "tap bytes sent", "eps_frame_bytes_total{way=\"tap\",dir=\"tx\"}"),
-        ("connections_established", "connections_established", "connections established", "eps_connections_established_total"),
-    ]);
+    agree(
+        &all,
+        "client",
+        &[
+            (
+                "direct_rx_frames",
+                "direct_packets_received",
+                "direct packets received",
+                "eps_frames_total{way=\"direct\",dir=\"rx\"}",
+            ),
+            (
+                "direct_rx_bytes",
+                "direct_bytes_received",
+                "direct bytes received",
+                "eps_frame_bytes_total{way=\"direct\",dir=\"rx\"}",
+            ),
+            (
+                "direct_tx_frames",
+                "direct_packets_sent",
+                "direct packets sent",
+                "eps_frames_total{way=\"direct\",dir=\"tx\"}",
+            ),
+            (
+                "direct_tx_bytes",
+                "direct_bytes_sent",
+                "direct bytes sent",
+                "eps_frame_bytes_total{way=\"direct\",dir=\"tx\"}",
+            ),
+            (
+                "tap_rx_frames",
+                "tap_packets_received",
+                "tap packets received",
+                "eps_frames_total{way=\"tap\",dir=\"rx\"}",
+            ),
+            ("tap_tx_bytes", "tap_bytes_sent", "tap bytes sent", "eps_frame_bytes_total{way=\"tap\",dir=\"tx\"}"),
+            (
+                "connections_established",
+                "connections_established",
+                "connections established",
+                "eps_connections_established_total",
+            ),
+        ],
+    );
 
     // The members tell the server every few seconds; then its map and its documents say what they counted.
     let counted = number(&snapshot(&ada)["status"]["peers"][0]["tx_bytes"]);
@@ -75,21 +112,38 @@ fn five_outputs_of_one_snapshot_have_the_same_sums() {
         let leases = all["json"]["leases"].as_array().cloned().unwrap_or_default();
         leases.iter().any(|lease| lease["name"] == "ada" && lease["tx_bytes"] == counted)
     });
-    agree(&all, "server", &[
-        ("udp_rx_datagrams", "server_packets_received", "packets received", "eps_packets_total{dir=\"rx\"}"),
-        ("udp_rx_bytes", "server_bytes_received", "bytes received", "eps_rx_bytes_total"),
-        ("connections_established", "connections_established", "connections established", "eps_connections_established_total"),
-    ]);
+    agree(
+        &all,
+        "server",
+        &[
+            ("udp_rx_datagrams", "server_packets_received", "packets received", "eps_packets_total{dir=\"rx\"}"),
+            ("udp_rx_bytes", "server_bytes_received", "bytes received", "eps_rx_bytes_total"),
+            (
+                "connections_established",
+                "connections_established",
+                "connections established",
+                "eps_connections_established_total",
+            ),
+        ],
+    );
     let map = all["map"].as_str().expect("a map");
     let page = all["prom"].as_str().expect("a page");
-    for (lease, told) in all["json"]["leases"].as_array().expect("leases").iter().zip(all["status"]["leases"].as_array().expect("leases")) {
+    for (lease, told) in all["json"]["leases"]
+        .as_array()
+        .expect("leases")
+        .iter()
+        .zip(all["status"]["leases"].as_array().expect("leases"))
+    {
         assert_eq!(lease, told, "scorecard and status");
         let [rx, tx] = ["rx_bytes", "tx_bytes"].map(|way| number(&lease[way]));
         assert!(rx > bytes && tx > bytes, "{lease}");
         let name = lease["name"].as_str().expect("a name");
         assert!(map.contains(&format!(": in {rx} bytes, out {tx} bytes\"")), "{rx} {tx} in {map}");
         for (dir, bytes) in [("rx", rx), ("tx", tx)] {
-            assert_eq!(sample(page, &format!("eps_member_bytes{{member=\"{name}\",dir=\"{dir}\"}}")), bytes.to_string());
+            assert_eq!(
+                sample(page, &format!("eps_member_bytes{{member=\"{name}\",dir=\"{dir}\"}}")),
+                bytes.to_string()
+            );
         }
     }
     println!("outputs: {frames} frames of {FRAME} bytes are {bytes} bytes in all five");
@@ -108,7 +162,10 @@ fn agree(all: &Value, role: &str, names: &[(&str, &str, &str, &str)]) {
         let line = format!("total_{classic_name} {value}");
         assert!(classic.lines().any(|found| found == line), "{line} in {classic}");
         let line = format!("{value} {words}");
-        assert!(total.lines().any(|found| found == line || found.starts_with(&format!("{line} ("))), "{line} in {total}");
+        assert!(
+            total.lines().any(|found| found == line || found.starts_with(&format!("{line} ("))),
+            "{line} in {total}"
+        );
         assert_eq!(sample(&page, metric), value.to_string(), "{metric}");
     }
 }
@@ -144,7 +201,9 @@ fn metrics_are_served_on_loopback_and_promtool_finds_nothing_wrong() {
     assert_eq!(sample(&body(&client), "eps_peer_up{peer=\"bob\"}"), "1");
 
     let file = wait_until(SOON, "the scorecard", || Ok(fs::read_to_string(&card).ok())).expect("a scorecard");
-    let names = |page: &str| page.lines().filter_map(|line| line.strip_prefix("# TYPE ").map(str::to_owned)).collect::<Vec<_>>();
+    let names = |page: &str| {
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ").map(str::to_owned)).collect::<Vec<_>>()
+    };
     for name in names(&file) {
         assert!(names(&body(&client)).contains(&name), "{name} is in the file and not in the page");
     }
@@ -183,7 +242,12 @@ fn promtool(words: &[&str], input: &str, what: &str) {
     if !has_program("promtool") {
         return;
     }
-    let child = Command::new("promtool").args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = Command::new("promtool")
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
     let mut child = child.expect("started");
     child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
     let output = child.wait_with_output().expect("ended");
@@ -216,12 +280,63 @@ fn on_a_full_disk_the_old_scorecard_stays_and_the_failure_is_counted() {
     join(&ada, &line, &["--scorecard", &card.display().to_string()]);
     until("the failure to be counted", || counter(&ada, "output_failures") > 0);
     assert_eq!(fs::read_to_string(&card).expect("the file"), "the old one\n");
-    let left: Vec<_> = fs::read_dir(&disk).expect("a directory").map(|entry| entry.expect("an entry").file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(&disk).expect("a directory").map(|entry| entry.expect("an entry").file_name()).collect();
     assert_eq!(left.len(), 2, "no temporary file stays: {left:?}");
     let told = ada.log().lines().filter(|line| line.contains("the scorecard cannot be written")).count();
     assert_eq!(told as u64, counter(&ada, "output_failures"), "one line for each time");
     ada.stop().expect("stopped");
     drop(mounted);
+}
+
+/// It takes no turn: for a minute it does next to nothing.
+#[test]
+fn each_minute_statistics_are_logged_where_asked_for_and_files_are_written_anew() {
+    if !can_make_networks() {
+        return;
+    }
+    let mut world = World::new();
+    let [ada, bob] = ["ada", "bob"].map(|name| world.client(name));
+    for node in [&ada, &bob] {
+        run_in(&node.ns, "sysctl -q -w net.ipv6.conf.default.disable_ipv6=1");
+    }
+    let card = world.directory.path().join("server.stats");
+    let line = world.start_server(&[
+        "--network6",
+        "none",
+        "--stats",
+        "--scorecard",
+        &card.display().to_string(),
+        "--scorecard-format",
+        "classic",
+    ]);
+    join(&ada, &line, &["--stats"]);
+    join(&bob, &line, &[]);
+    let first = wait_until(SOON, "the scorecard", || Ok(fs::read_to_string(&card).ok())).expect("a scorecard");
+    assert!(first.starts_with("schema 1\nrole server\n") && first.ends_with(")\n"), "{first}");
+
+    let blocks = |node: &Node| node.log().matches("EPS statistics:\n60-second stats:\n").count();
+    let minute = Duration::from_secs(75);
+    wait_until(minute, "the minute", || Ok((blocks(&ada) > 0 && blocks(&world.server) > 0).then_some(())))
+        .expect("logged");
+    assert_eq!(blocks(&bob), 0, "nobody asked it");
+    let log = world.server.log();
+    let rates = log.lines().find(|line| line.contains(" info ") && line.contains("in: ")).expect("a line of rates");
+    for part in ["in: ", " Bps (", " bps), out: ", ", fwd: 0.00 Bps (0.00 bps)"] {
+        assert!(
+            rates.contains(part) || rates.contains(&part.replace("Bps", "KBps").replace("bps", "Kbps")),
+            "{part}: {rates}"
+        );
+    }
+    let total = log.split("total stats:\n").nth(1).expect("totals");
+    for words in [" packets received\n", " bytes received (", " packets sent\n", "\n2 connections established"] {
+        assert!(total.contains(words), "{words:?} in {total}");
+    }
+    assert!(!total.contains("forwarded"), "what is nought is left out: {total}");
+    until("the file to be written anew", || {
+        let text = fs::read_to_string(&card).expect("always there");
+        text.lines().any(|line| line == "total_connections_established 2") && text.contains("\nwindow_seconds 60")
+    });
 }
 
 struct Unmount<'a>(&'a str);
@@ -248,7 +363,9 @@ fn the_map_is_written_and_becomes_an_svg() {
     let to = join(&bob, &line, &[]);
     ping(&ada, &bob, to);
     let control = world.server.control_path().display().to_string();
-    until("the map to show the pair", || text(&program(&["map", "--control", &control]).stdout).contains("\"ada\" -- \"bob\""));
+    until("the map to show the pair", || {
+        text(&program(&["map", "--control", &control]).stdout).contains("\"ada\" -- \"bob\"")
+    });
     let picture = world.directory.path().join("map.svg");
     let drawn = program(&["map", "--svg", &picture.display().to_string(), "--control", &control]);
     if has_program("dot") {
