@@ -94,47 +94,133 @@ drop_reasons! {
     NoActor = "no_actor",
 }
 
-/// All counters of a node.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Frames and bytes read from the TAP, and the reads they took: a super-frame is one read of many frames.
-    pub tap_rx_frames: AtomicU64,
-    pub tap_rx_bytes: AtomicU64,
-    pub tap_rx_calls: AtomicU64,
-    /// Frames and bytes for the TAP, and the writes they took.
-    pub tap_tx_frames: AtomicU64,
-    pub tap_tx_bytes: AtomicU64,
-    pub tap_tx_calls: AtomicU64,
-    /// Super-frames that were sealed whole, and that were opened whole; those of which a fragment was lost.
-    pub whole_sealed: AtomicU64,
-    pub whole_opened: AtomicU64,
-    pub whole_broken: AtomicU64,
-    /// Datagrams and bytes (UDP payload) received, and the receive calls they took.
-    pub udp_rx_datagrams: AtomicU64,
-    pub udp_rx_bytes: AtomicU64,
-    pub udp_rx_calls: AtomicU64,
-    /// Datagrams and bytes sent, and the send calls they took.
-    pub udp_tx_datagrams: AtomicU64,
-    pub udp_tx_bytes: AtomicU64,
-    pub udp_tx_calls: AtomicU64,
-    /// Datagrams and bytes forwarded for others.
-    pub relayed_datagrams: AtomicU64,
-    pub relayed_bytes: AtomicU64,
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// All counters of a node.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[doc = $doc])+ pub $name: AtomicU64,)+
+            drops: Drops,
+        }
+
+        /// What the counters were at one moment, or by how much they grew between two.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct Tally {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+            /// In the order of [`DropReason::ALL`].
+            pub drops: [u64; DropReason::ALL.len()],
+        }
+
+        impl Default for Tally {
+            fn default() -> Self {
+                Self { $($name: 0,)+ drops: [0; DropReason::ALL.len()] }
+            }
+        }
+
+        impl Counters {
+            /// Reads every counter. Those that are counted together may be one batch apart.
+            pub fn tally(&self) -> Tally {
+                let drops = self.drops.0.each_ref().map(|count| count.load(Relaxed));
+                let mut tally = Tally { $($name: self.$name.load(Relaxed),)+ drops };
+                // Counted apart so that neither ever shrinks; shown as one total.
+                tally.udp_tx_datagrams += tally.relayed_datagrams;
+                tally.udp_tx_bytes += tally.relayed_bytes;
+                tally
+            }
+        }
+
+        impl Tally {
+            /// How much everything grew since `before`.
+            pub fn since(&self, before: &Self) -> Self {
+                let mut grown = self.clone();
+                $(grown.$name = self.$name.saturating_sub(before.$name);)+
+                grown.drops.iter_mut().zip(&before.drops).for_each(|(drops, before)| *drops -= (*before).min(*drops));
+                grown
+            }
+
+            /// Every counter but the drops: stable name, what it counts in words, value; in a fixed order.
+            pub fn plain(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($name), concat!($($doc),+).trim(), self.$name),)+]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Frames read from the TAP.
+    tap_rx_frames,
+    /// Bytes of frames read from the TAP.
+    tap_rx_bytes,
+    /// Reads of the TAP: a super-frame is one read of many frames.
+    tap_rx_calls,
+    /// Frames for the TAP.
+    tap_tx_frames,
+    /// Bytes of frames for the TAP.
+    tap_tx_bytes,
+    /// Writes to the TAP.
+    tap_tx_calls,
+    /// Frames that came from peers by a direct path.
+    direct_rx_frames,
+    /// Bytes of frames that came from peers by a direct path.
+    direct_rx_bytes,
+    /// Frames sent to peers by a direct path.
+    direct_tx_frames,
+    /// Bytes of frames sent to peers by a direct path.
+    direct_tx_bytes,
+    /// Frames that came from peers by the relay of the server.
+    relay_rx_frames,
+    /// Bytes of frames that came from peers by the relay of the server.
+    relay_rx_bytes,
+    /// Frames sent to peers by the relay of the server.
+    relay_tx_frames,
+    /// Bytes of frames sent to peers by the relay of the server.
+    relay_tx_bytes,
+    /// Super-frames that were sealed whole.
+    whole_sealed,
+    /// Super-frames that were opened whole.
+    whole_opened,
+    /// Super-frames sealed whole of which a fragment was lost.
+    whole_broken,
+    /// Datagrams received (at a server also over TCP).
+    udp_rx_datagrams,
+    /// Bytes of datagrams received, as payload.
+    udp_rx_bytes,
+    /// Receive calls that datagrams took.
+    udp_rx_calls,
+    /// Datagrams sent (at a server also over TCP); those forwarded for others are added when it is read.
+    udp_tx_datagrams,
+    /// Bytes of datagrams sent, as payload; those forwarded for others are added when it is read.
+    udp_tx_bytes,
+    /// Send calls that datagrams took.
+    udp_tx_calls,
+    /// Datagrams forwarded for others.
+    relayed_datagrams,
+    /// Bytes of datagrams forwarded for others.
+    relayed_bytes,
     /// Frames sent to several peers, counted once.
-    pub flooded_frames: AtomicU64,
+    flooded_frames,
     /// ARP and neighbour requests answered at the TAP from the map.
-    pub proxied: AtomicU64,
-    /// Handshakes begun, answered and completed; sessions replaced by newer ones.
-    pub handshakes_sent: AtomicU64,
-    pub handshakes_answered: AtomicU64,
-    pub handshakes_done: AtomicU64,
-    /// HINT datagrams sent, and those believed (each led to one handshake at the most).
-    pub hints_sent: AtomicU64,
-    pub hints_believed: AtomicU64,
-    /// Paths proven, and paths lost.
-    pub paths_validated: AtomicU64,
-    pub paths_lost: AtomicU64,
-    drops: Drops,
+    proxied,
+    /// Handshakes begun.
+    handshakes_sent,
+    /// Handshakes answered.
+    handshakes_answered,
+    /// Handshakes completed; sessions replaced by newer ones are among them.
+    handshakes_done,
+    /// HINT datagrams sent.
+    hints_sent,
+    /// HINT datagrams believed; each led to one handshake at the most.
+    hints_believed,
+    /// Paths proven.
+    paths_validated,
+    /// Paths lost.
+    paths_lost,
+    /// Connections that came about: of members at a server; with the server, and sessions with peers, at a client.
+    connections_established,
+    /// Connections that ended, however they did.
+    connections_dropped,
+    /// Scorecards and maps that could not be written.
+    output_failures,
 }
 
 #[derive(Debug)]
@@ -162,38 +248,27 @@ impl Counters {
         self.drops.0[reason as usize].load(Relaxed)
     }
 
-    /// Every counter by its stable name, drops as `drop_REASON`, in a fixed order.
+    /// Every counter by its stable name, as [`Tally::list`].
     pub fn list(&self) -> Vec<(String, u64)> {
-        let plain: [(&str, &AtomicU64); 27] = [
-            ("tap_rx_frames", &self.tap_rx_frames),
-            ("tap_rx_bytes", &self.tap_rx_bytes),
-            ("tap_rx_calls", &self.tap_rx_calls),
-            ("tap_tx_frames", &self.tap_tx_frames),
-            ("tap_tx_bytes", &self.tap_tx_bytes),
-            ("tap_tx_calls", &self.tap_tx_calls),
-            ("whole_sealed", &self.whole_sealed),
-            ("whole_opened", &self.whole_opened),
-            ("whole_broken", &self.whole_broken),
-            ("udp_rx_datagrams", &self.udp_rx_datagrams),
-            ("udp_rx_bytes", &self.udp_rx_bytes),
-            ("udp_rx_calls", &self.udp_rx_calls),
-            ("udp_tx_datagrams", &self.udp_tx_datagrams),
-            ("udp_tx_bytes", &self.udp_tx_bytes),
-            ("udp_tx_calls", &self.udp_tx_calls),
-            ("relayed_datagrams", &self.relayed_datagrams),
-            ("relayed_bytes", &self.relayed_bytes),
-            ("flooded_frames", &self.flooded_frames),
-            ("proxied", &self.proxied),
-            ("handshakes_sent", &self.handshakes_sent),
-            ("handshakes_answered", &self.handshakes_answered),
-            ("handshakes_done", &self.handshakes_done),
-            ("hints_sent", &self.hints_sent),
-            ("hints_believed", &self.hints_believed),
-            ("paths_validated", &self.paths_validated),
-            ("paths_lost", &self.paths_lost),
-            ("drops", &AtomicU64::new(DropReason::ALL.iter().map(|reason| self.drops(*reason)).sum())),
-        ];
-        let mut list: Vec<_> = plain.iter().map(|(name, value)| ((*name).to_owned(), value.load(Relaxed))).collect();
+        self.tally().list()
+    }
+}
+
+impl Tally {
+    /// How many were dropped for `reason`.
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// How many were dropped for any reason.
+    pub fn drops_of_all(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+
+    /// Every counter by its stable name, then the sum of `drops`, then drops as `drop_REASON`, in a fixed order.
+    pub fn list(&self) -> Vec<(String, u64)> {
+        let mut list: Vec<_> = self.plain().into_iter().map(|(name, _, value)| (name.to_owned(), value)).collect();
+        list.push(("drops".to_owned(), self.drops_of_all()));
         list.extend(DropReason::ALL.iter().map(|reason| (format!("drop_{}", reason.name()), self.drops(*reason))));
         list
     }
@@ -202,4 +277,34 @@ impl Counters {
 /// Adds to a counter; the shorthand of the data path.
 pub fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_forwarded_is_in_what_was_sent_and_apart() {
+        let counters = Counters::default();
+        add(&counters.udp_tx_bytes, 615);
+        add(&counters.relayed_bytes, 1000);
+        let tally = counters.tally();
+        assert_eq!((tally.udp_tx_bytes, tally.relayed_bytes), (1615, 1000));
+    }
+
+    #[test]
+    fn growth_is_the_difference_of_every_counter_and_drop() {
+        let counters = Counters::default();
+        add(&counters.tap_rx_frames, 3);
+        counters.dropped_many(DropReason::Runt, 2);
+        let before = counters.tally();
+        add(&counters.tap_rx_frames, 4);
+        counters.dropped(DropReason::Runt);
+        counters.dropped(DropReason::Storm);
+        let grown = counters.tally().since(&before);
+        assert_eq!((grown.tap_rx_frames, grown.drops(DropReason::Runt), grown.drops_of_all()), (4, 1, 2));
+        let named = grown.list().into_iter().filter(|(_, value)| *value > 0).collect::<Vec<_>>();
+        let expected = [("tap_rx_frames", 4), ("drops", 2), ("drop_runt", 1), ("drop_storm", 1)];
+        assert_eq!(named, expected.map(|(name, value)| (name.to_owned(), value)));
+    }
 }

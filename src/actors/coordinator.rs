@@ -197,8 +197,18 @@ impl Coordinator {
                 }
                 Output::Event(event) => {
                     self.changed = true;
-                    if matches!(event, Event::Attached { .. }) {
-                        add(&self.shared.counters.handshakes_done, 1);
+                    let counters = &self.shared.counters;
+                    match &event {
+                        Event::Attached { .. } => {
+                            add(&counters.handshakes_done, 1);
+                            add(&counters.connections_established, 1);
+                        }
+                        Event::Joined { .. } => add(&counters.connections_established, 1),
+                        Event::Left { .. } => add(&counters.connections_dropped, 1),
+                        Event::Moved { .. }
+                        | Event::Refused { .. }
+                        | Event::Removed { .. }
+                        | Event::StoreFailed { .. } => {}
                     }
                     self.shared.events.say(words(&event));
                 }

@@ -4,6 +4,7 @@
 //! Every decision is a core's (`proto::forward`, `proto::guard`, `proto::session`); here they are put in a row, and
 //! what was dropped is counted by its reason.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::net::IpAddr;
@@ -234,6 +235,7 @@ pub fn send_staged(handle: &PeerHandle, uplinks: &Uplinks, batch: &mut SendBatch
     }
     if frames > 0 {
         handle.meter.transmitted(frames, bytes, views.epoch.ms(now));
+        Sent::default().and(outlet.route, (frames, bytes)).add_to(&views.counters);
         uplinks.flush(batch);
     }
 }
@@ -259,6 +261,36 @@ pub struct EgressScope {
     reads: u64,
     frames: u64,
     bytes: u64,
+    sent: Cell<Sent>,
+}
+
+/// Frames that went to peers in one burst, and their bytes, by way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sent {
+    direct: (u64, u64),
+    relay: (u64, u64),
+}
+
+impl Sent {
+    fn and(mut self, route: Route, (frames, bytes): (u64, u64)) -> Self {
+        let way = if route.is_direct() { &mut self.direct } else { &mut self.relay };
+        *way = (way.0 + frames, way.1 + bytes);
+        self
+    }
+
+    fn add_to(self, counters: &Counters) {
+        let Self { direct, relay } = self;
+        for (counter, amount) in [
+            (&counters.direct_tx_frames, direct.0),
+            (&counters.direct_tx_bytes, direct.1),
+            (&counters.relay_tx_frames, relay.0),
+            (&counters.relay_tx_bytes, relay.1),
+        ] {
+            if amount > 0 {
+                add(counter, amount);
+            }
+        }
+    }
 }
 
 impl Egress {
@@ -280,7 +312,8 @@ impl Egress {
             is_bridge: Rights(own.rights).is_bridge(),
             has_bridges: peers.has_bridges,
         });
-        EgressScope { peers, fdb, own, facts, now, now_ms: self.views.epoch.ms(now), reads: 0, frames: 0, bytes: 0 }
+        let (now_ms, sent) = (self.views.epoch.ms(now), Cell::default());
+        EgressScope { peers, fdb, own, facts, now, now_ms, reads: 0, frames: 0, bytes: 0, sent }
     }
 
     /// What one read of the TAP brought; `offloaded` if it begins with a virtio-net header. Hot.
@@ -317,6 +350,7 @@ impl Egress {
         add(&self.views.counters.tap_rx_calls, scope.reads);
         add(&self.views.counters.tap_rx_frames, scope.frames);
         add(&self.views.counters.tap_rx_bytes, scope.bytes);
+        scope.sent.take().add_to(&self.views.counters);
     }
 
     /// Sends it, or says to whom it goes sealed whole.
@@ -367,6 +401,7 @@ impl Egress {
         let outlet = outlet.ok_or(DropReason::SessionExpired)?;
         whole.seal_into(&mut self.batch, outlet, &mut read[VnetHeader::LEN - whole::HEAD_LEN..])?;
         handle.meter.transmitted(whole.frames, whole.bytes, scope.now_ms);
+        scope.sent.set(scope.sent.get().and(outlet.route, (whole.frames, whole.bytes)));
         add(&self.views.counters.whole_sealed, 1);
         Ok(())
     }
@@ -400,6 +435,7 @@ impl Egress {
         if let Some(outlet) = outlet.as_deref() {
             let (frames, bytes) = load.seal_into(&mut self.batch, outlet)?;
             handle.meter.transmitted(frames, bytes, scope.now_ms);
+            scope.sent.set(scope.sent.get().and(outlet.route, (frames, bytes)));
             return Ok(());
         }
         let mut lost = 0;
@@ -733,6 +769,14 @@ impl Ingress {
             return;
         }
         session.meter.received(frames, bytes, scope.now_ms);
+        let counters = &self.views.counters;
+        let (rx_frames, rx_bytes) = if via.is_direct() {
+            (&counters.direct_rx_frames, &counters.direct_rx_bytes)
+        } else {
+            (&counters.relay_rx_frames, &counters.relay_rx_bytes)
+        };
+        add(rx_frames, frames);
+        add(rx_bytes, bytes);
         if session.confirm() {
             self.casts.confirmed.cast(Confirmed { session: session.clone(), via });
         } else if via.is_direct()

@@ -7,6 +7,7 @@ pub mod datapath;
 pub mod ext;
 pub mod mac_learning;
 pub mod names;
+pub mod metrics;
 pub mod peer_table;
 pub mod relay;
 pub mod server_link;

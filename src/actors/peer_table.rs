@@ -3,7 +3,7 @@
 //! A restart loses half-made handshakes and the state of probes. Sessions and routes are taken up again from the view
 //! that is still published, the map from its file; frames flow all the while.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed, unix_tim
 use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::{DropReason, add};
-use crate::ids::{MacAddr, PeerIdx};
+use crate::ids::{MacAddr, PeerIdx, PublicKey};
 use crate::io::batch::SendBatch;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
@@ -24,7 +24,7 @@ use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
 use crate::proto::clock::ClockWatch;
 use crate::proto::crypto::Trust;
 use crate::proto::map::MemberMap;
-use crate::proto::peers::{Event, Output, PeerState, Peers, credentials};
+use crate::proto::peers::{Event, Output, PeerDescription, PeerState, Peers, credentials};
 use crate::view::{Outlet, PeerEntry, PeerHandle, PeerView};
 use crate::wire::cert::Certificate;
 use crate::wire::control::{Control, PeerReport};
@@ -189,6 +189,7 @@ impl PeerTable {
             }
         }
         self.shared.views.peers.store(Arc::new(view));
+        self.count_connections(&described);
         self.shared.peers.store(Arc::new(described));
         if stations != self.stations || !gone.is_empty() {
             let own = self.shared.views.own.load().mac;
@@ -196,6 +197,17 @@ impl PeerTable {
                 self.stations = stations;
             }
         }
+    }
+
+    /// A peer is connected while there is a session with it, whichever path that takes.
+    fn count_connections(&self, described: &[PeerDescription]) {
+        let connected = |peers: &[PeerDescription]| -> BTreeSet<PublicKey> {
+            peers.iter().filter(|peer| peer.session.is_some()).map(|peer| peer.key).collect()
+        };
+        let (before, after) = (connected(&self.shared.peers.load()), connected(described));
+        let counters = &self.shared.views.counters;
+        add(&counters.connections_established, after.difference(&before).count() as u64);
+        add(&counters.connections_dropped, before.difference(&after).count() as u64);
     }
 
     fn save(&mut self) {

@@ -12,7 +12,7 @@ use xtra::{Actor, Context, Handler, Mailbox};
 use super::client::{ClientShared, Ending, SavedNetwork, seed};
 use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason};
-use crate::counters::DropReason;
+use crate::counters::{DropReason, add};
 use crate::ids::{Endpoint, UplinkId};
 use crate::io::netlink::{Netlink, NetlinkWatch};
 use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
@@ -153,6 +153,12 @@ impl ServerLink {
     fn publish(&self) {
         let mut endpoints = self.endpoints.clone();
         endpoints.extend(self.published.1);
+        let counters = &self.shared.views.counters;
+        match (self.shared.views.server.load().attached, self.published.0) {
+            (false, true) => add(&counters.connections_established, 1),
+            (true, false) => add(&counters.connections_dropped, 1),
+            (false, false) | (true, true) => {}
+        }
         self.shared.views.server.store(Arc::new(ServerView {
             sessions: self.core.sessions().collect(),
             endpoints,

@@ -1,59 +1,136 @@
-//! Stats: takes one immutable snapshot a minute and on demand; the scorecard is made from it.
+//! Stats: takes one immutable snapshot a minute; the scorecard, the log's statistics and the map are made from it.
 //!
-//! A restart loses nothing but the last snapshot: counters live with whoever counts.
+//! A restart loses nothing: counters live with whoever counts, and the windows in the sampler.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use xtra::{Actor, Context, Handler};
+use smol::Task;
+use xtra::Actor;
 
 use super::ext::{Service, StopReason};
-use crate::messages::stats::TakeSnapshot;
+use crate::config::ScorecardFormat;
+use crate::counters::add;
+use crate::io::files::write_atomic;
+use crate::report::snapshot::{INTERVAL, Sampler, Snapshot};
+use crate::report::{map, scorecard, stats_text};
 
-/// How often the scorecard is written.
-const INTERVAL: Duration = Duration::from_secs(60);
+/// The first scorecard comes soon after the start, for whoever waits for it.
+const FIRST: Duration = Duration::from_secs(1);
+/// How often the map is written when nothing changes.
+const MAP_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// How often a change of the map is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Readable by everybody: monitoring has its own user, and there is no secret in any of it.
+const MODE: u32 = 0o644;
 
-/// Makes a snapshot of the node, of either role.
-pub type Snapshot = Arc<dyn Fn() -> Value + Send + Sync>;
+/// What is written, where.
+#[derive(Debug, Clone, Default)]
+pub struct Outputs {
+    /// Statistics go to the log.
+    pub log: bool,
+    pub scorecard: Option<(PathBuf, ScorecardFormat)>,
+    pub map: Option<PathBuf>,
+}
 
 /// The actor.
 pub struct Stats {
-    snapshot: Snapshot,
-    file: Option<PathBuf>,
-    at: Instant,
-    /// Counters of the last snapshot, for what the window adds up to.
-    last: Option<(Instant, Value)>,
+    sampler: Arc<Sampler>,
+    outputs: Outputs,
+    first_at: Option<Instant>,
+    map: MapWriter,
+    /// Files are written beside the actors; a disk that hangs must not hang the control plane.
+    writing: [Option<Task<()>>; 2],
+}
+
+/// When the map is due.
+#[derive(Debug, Default)]
+struct MapWriter {
+    look_at: Option<Instant>,
+    /// When it was last written, and what it showed.
+    written: Option<(Instant, u64)>,
+}
+
+impl MapWriter {
+    /// Whether a map of this shape is written now.
+    fn is_due(&mut self, shape: u64, now: Instant) -> bool {
+        let due = match self.written {
+            None => true,
+            Some((at, last)) => {
+                let age = now.saturating_duration_since(at);
+                age >= MAP_INTERVAL || last != shape && age >= INTERVAL
+            }
+        };
+        if due {
+            self.written = Some((now, shape));
+        }
+        due
+    }
+}
+
+/// Of the two files.
+#[derive(Debug, Clone, Copy)]
+enum File {
+    Scorecard = 0,
+    Map = 1,
 }
 
 impl Stats {
-    /// `file` is rewritten each minute, and once at the start.
-    pub fn new(snapshot: Snapshot, file: Option<PathBuf>) -> Self {
-        Self { snapshot, file, at: Instant::now() + Duration::from_secs(1), last: None }
+    pub fn new(sampler: Arc<Sampler>, outputs: Outputs) -> Self {
+        let first = Instant::now() + FIRST;
+        let map = MapWriter { look_at: outputs.map.as_ref().map(|_| first), written: None };
+        Self { sampler, outputs, first_at: Some(first), map, writing: [None, None] }
     }
 
-    /// A snapshot with the differences to the last one.
-    fn take(&mut self, now: Instant) -> Value {
-        let mut card = (self.snapshot)();
-        let totals = card["totals"].clone();
-        if let Some((then, before)) = &self.last {
-            card["window_seconds"] = now.saturating_duration_since(*then).as_secs_f64().into();
-            card["window"] = difference(&totals, before);
+    fn minute(&mut self, now: Instant) {
+        let snapshot = self.sampler.take_minute(now);
+        if self.outputs.log {
+            for entry in stats_text::entries(&snapshot) {
+                log::info!("{entry}");
+            }
         }
-        self.last = Some((now, totals));
-        card
+        self.write_scorecard(&snapshot);
     }
-}
 
-fn difference(totals: &Value, before: &Value) -> Value {
-    let Some(totals) = totals.as_object() else { return Value::Null };
-    let of = |name: &String| before[name].as_u64().unwrap_or(0);
-    totals
-        .iter()
-        .filter_map(|(name, value)| Some((name.clone(), Value::from(value.as_u64()?.saturating_sub(of(name))))))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
+    fn write_scorecard(&mut self, snapshot: &Snapshot) {
+        if let Some((path, format)) = self.outputs.scorecard.clone() {
+            self.write(File::Scorecard, path, scorecard(snapshot, format));
+        }
+    }
+
+    fn look_at_map(&mut self, now: Instant) {
+        let Some(path) = self.outputs.map.clone() else { return };
+        let snapshot = self.sampler.take(now);
+        let Some(shape) = map::shape(&snapshot) else { return };
+        if self.map.is_due(shape, now) {
+            self.write(File::Map, path, map::dot(&snapshot));
+        }
+    }
+
+    /// Replaces a file, or leaves the old one as it is: then that is counted, and told once for each time.
+    fn write(&mut self, file: File, path: PathBuf, text: String) {
+        let what = match file {
+            File::Scorecard => "scorecard",
+            File::Map => "map",
+        };
+        let sampler = self.sampler.clone();
+        let place = &mut self.writing[file as usize];
+        if place.as_ref().is_some_and(|task| !task.is_finished()) {
+            add(&sampler.counters().output_failures, 1);
+            log::warn!(
+                "the {what} of the last time is still being written to {}; this one is left out",
+                path.display()
+            );
+            return;
+        }
+        *place = Some(smol::unblock(move || {
+            if let Err(error) = write_atomic(&path, text.as_bytes(), MODE) {
+                add(&sampler.counters().output_failures, 1);
+                log::warn!("the {what} cannot be written: {error}");
+            }
+        }));
+    }
 }
 
 impl Actor for Stats {
@@ -68,31 +145,41 @@ impl Service for Stats {
     const NAME: &'static str = "stats";
 
     fn next_timeout(&self) -> Option<Instant> {
-        self.file.as_ref().map(|_| self.at)
+        [self.first_at, self.map.look_at, Some(self.sampler.minute_ends())].into_iter().flatten().min()
     }
 
     fn on_timeout(&mut self, now: Instant) {
-        self.at = now + INTERVAL;
-        let card = self.take(now);
-        let Some(file) = &self.file else { return };
-        let mut text = serde_json::to_vec_pretty(&card).expect("a scorecard has only text keys");
-        text.push(b'\n');
-        if let Err(error) = crate::io::files::write_atomic(file, &text, 0o644) {
-            log::warn!("the scorecard cannot be written: {error}");
+        if self.first_at.take_if(|at| now >= *at).is_some() {
+            let snapshot = self.sampler.take(now);
+            self.write_scorecard(&snapshot);
+        }
+        if now >= self.sampler.minute_ends() {
+            self.minute(now);
+        }
+        if self.map.look_at.is_some_and(|at| now >= at) {
+            self.map.look_at = Some(now + LOOK_INTERVAL);
+            self.look_at_map(now);
         }
     }
 }
 
-impl Handler<TakeSnapshot> for Stats {
-    type Return = Value;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    async fn handle(&mut self, TakeSnapshot: TakeSnapshot, _: &mut Context<Self>) -> Value {
-        // A question in between does not move the window of the file.
-        let last = self.last.clone();
-        let card = self.take(Instant::now());
-        if last.is_some() {
-            self.last = last;
-        }
-        card
+    #[test]
+    fn the_map_is_written_at_once_each_5_minutes_and_on_change_once_a_minute_at_most() {
+        let start = Instant::now();
+        let mut map = MapWriter::default();
+        let mut due_at = |seconds: u64, shape: u64| map.is_due(shape, start + Duration::from_secs(seconds));
+        assert!(due_at(0, 1), "the first");
+        assert!(!due_at(2, 2), "a change within the minute");
+        assert!(!due_at(58, 2));
+        assert!(due_at(60, 2), "then it is drawn");
+        assert!(!due_at(200, 2), "no change");
+        assert!(!due_at(359, 2));
+        assert!(due_at(360, 2), "5 minutes");
+        assert!(!due_at(361, 3));
+        assert!(due_at(430, 4), "a change after a quiet minute at once");
     }
 }

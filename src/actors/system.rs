@@ -22,10 +22,11 @@ use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
 use super::ext::Caster;
 use super::mac_learning::MacLearning;
 use super::names::Names;
+use super::metrics::Metrics;
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
-use super::stats::Stats;
+use super::stats::{Outputs, Stats};
 use super::store::{Desk, Store};
 use super::supervisor::{Policy, Supervisor};
 use super::tap_reader::TapReader;
@@ -37,6 +38,7 @@ use crate::ids::{NetworkId, UplinkId};
 use crate::io::batch::SendBatch;
 use crate::io::control_socket::ControlListener;
 use crate::io::files::{FileError, StateDir};
+use crate::io::http::PageListener;
 use crate::io::poll;
 use crate::io::signals::StopSignals;
 use crate::io::store::SqliteStore;
@@ -51,6 +53,7 @@ use crate::proto::noise::Identity;
 use crate::proto::relaying::RelayView;
 use crate::proto::session::Epoch;
 use crate::report;
+use crate::report::snapshot::{Sampler, Source};
 use crate::view::FdbView;
 use crate::wire::join::{HostPort, fingerprint};
 
@@ -74,10 +77,11 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     let state = state_dir(&config.state)?;
     let _lock = state.lock()?;
     let control = Arc::new(ControlListener::bind(&config.control)?);
+    let metrics = metrics_page(config.metrics)?;
     let (shared, ends) = client_shared(config, state)?;
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
-    wire_client(&shared, &supervisor, &threads, control);
+    wire_client(&shared, &supervisor, &threads, control, metrics);
     let ended = threads.run(&supervisor, &ends);
     shared.slot.set(None);
     ended
@@ -194,7 +198,13 @@ fn client_uplinks(config: &ClientConfig, state: &StateDir, counters: &Arc<Counte
     Ok(Uplinks::new(Some(Arc::new(udp4)), udp6.map(Arc::new), None, counters.clone()))
 }
 
-fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Threads, control: Arc<ControlListener>) {
+fn wire_client(
+    shared: &Arc<ClientShared>,
+    supervisor: &Supervisor,
+    threads: &Threads,
+    control: Arc<ControlListener>,
+    metrics: Option<Arc<PageListener>>,
+) {
     let counters = shared.views.counters.clone();
     let (fdb, fdb_mailbox) = Mailbox::<MacLearning>::bounded(MAILBOX);
     let (peers, peers_mailbox) = Mailbox::<PeerTable>::bounded(MAILBOX);
@@ -263,14 +273,22 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
     let lent = shared.clone();
     supervisor.supervise(&threads.control, names_mailbox, move || Names::new(lent.clone()), Policy::RESTART);
 
-    let (lent, guard) = (shared.clone(), supervisor.clone());
-    let snapshot: super::stats::Snapshot = Arc::new(move || report::client_scorecard(&lent, &guard.status()));
-    let file = shared.config.scorecard.clone();
-    let factory = move || Stats::new(snapshot.clone(), file.clone());
+    let sampler = Arc::new(Sampler::new(Source::Client(shared.clone()), supervisor.clone(), shared.started));
+    let config = &shared.config;
+    let outputs = Outputs {
+        log: config.stats,
+        scorecard: config.scorecard.clone().map(|path| (path, config.scorecard_format)),
+        map: None,
+    };
+    let lent = sampler.clone();
+    let factory = move || Stats::new(lent.clone(), outputs.clone());
     supervisor.supervise(&threads.control, stats_mailbox, factory, Policy::RESTART);
+    if let Some(page) = metrics {
+        wire_metrics(supervisor, threads, page, sampler.clone());
+    }
 
     let (lent, guard) = (shared.clone(), supervisor.clone());
-    let (asked, link) = (stats.clone(), server.clone());
+    let (asked, link) = (sampler.clone(), server.clone());
     let answer: super::control::Answer = Arc::new(move |request| {
         report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), link.clone())
     });
@@ -281,6 +299,18 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
     threads.keep(server);
     threads.keep(stats);
     threads.keep(control_address);
+}
+
+/// The page that Prometheus reads, where one is wanted.
+fn metrics_page(address: Option<SocketAddr>) -> Result<Option<Arc<PageListener>>> {
+    Ok(address.map(PageListener::bind).transpose()?.map(Arc::new))
+}
+
+fn wire_metrics(supervisor: &Supervisor, threads: &Threads, page: Arc<PageListener>, sampler: Arc<Sampler>) {
+    let (address, mailbox) = Mailbox::<Metrics>::bounded(EDGE_MAILBOX);
+    threads.keep(address);
+    let factory = move || Metrics::new(page.clone(), sampler.clone());
+    supervisor.supervise(&threads.control, mailbox, factory, Policy::RESTART);
 }
 
 /// Runs a server until it is told to stop.
@@ -296,6 +326,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     let state = state_dir(&config.state)?;
     let _lock = state.lock()?;
     let control = Arc::new(ControlListener::bind(&config.control)?);
+    let metrics = metrics_page(config.metrics)?;
     let secrets = (node_key(&state, "node.key")?, node_key(&state, "signing.key")?);
     let database = state.file("network.db");
     let store = Arc::new(smol::block_on(SqliteStore::open(&database))?);
@@ -313,7 +344,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     });
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
-    let coordinator = wire_server(&shared, &supervisor, &threads, control, store.clone(), Arc::new(listen));
+    let coordinator = wire_server(&shared, &supervisor, &threads, (control, metrics), store.clone(), Arc::new(listen));
     threads.spawn(report::welcome(shared.clone(), coordinator));
     let ended = threads.run(&supervisor, &ends);
     if let Err(error) = smol::block_on(store.settle()) {
@@ -348,7 +379,7 @@ fn wire_server(
     shared: &Arc<ServerShared>,
     supervisor: &Supervisor,
     threads: &Threads,
-    control: Arc<ControlListener>,
+    (control, metrics): (Arc<ControlListener>, Option<Arc<PageListener>>),
     store: Arc<dyn crate::io::store::Store>,
     listen: Arc<TcpListen>,
 ) -> Address<Coordinator> {
@@ -408,14 +439,22 @@ fn wire_server(
     let factory = move || TcpPath::new(listen.clone(), ingress());
     supervisor.supervise(&threads.data, tcp_mailbox, factory, Policy::RESTART);
 
-    let (lent, guard) = (shared.clone(), supervisor.clone());
-    let snapshot: super::stats::Snapshot = Arc::new(move || report::server_scorecard(&lent, &guard.status()));
-    let file = shared.config.scorecard.clone();
-    let factory = move || Stats::new(snapshot.clone(), file.clone());
+    let sampler = Arc::new(Sampler::new(Source::Server(shared.clone()), supervisor.clone(), shared.started));
+    let config = &shared.config;
+    let outputs = Outputs {
+        log: config.stats,
+        scorecard: config.scorecard.clone().map(|path| (path, config.scorecard_format)),
+        map: config.graphviz.clone(),
+    };
+    let lent = sampler.clone();
+    let factory = move || Stats::new(lent.clone(), outputs.clone());
     supervisor.supervise(&threads.control, stats_mailbox, factory, Policy::RESTART);
+    if let Some(page) = metrics {
+        wire_metrics(supervisor, threads, page, sampler.clone());
+    }
 
     let (lent, guard) = (shared.clone(), supervisor.clone());
-    let (asked, to) = (stats.clone(), coordinator.clone());
+    let (asked, to) = (sampler.clone(), coordinator.clone());
     let answer: super::control::Answer =
         Arc::new(move |request| report::answer_server(request, lent.clone(), guard.clone(), asked.clone(), to.clone()));
     let factory = move || Control::new(control.clone(), answer.clone());

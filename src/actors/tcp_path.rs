@@ -9,6 +9,7 @@ use xtra::{Actor, Mailbox};
 
 use super::ext::{Service, StopReason};
 use super::udp_path::ServerIngress;
+use crate::counters::add;
 use crate::io::tcp::TcpListen;
 
 /// The actor.
@@ -39,6 +40,8 @@ impl Service for TcpPath {
         let ingress = &mut self.ingress;
         self.listen
             .accept_loop(|from, mut datagram| {
+                add(&ingress.counters.udp_rx_datagrams, 1);
+                add(&ingress.counters.udp_rx_bytes, datagram.len() as u64);
                 ingress.datagram(from, &mut datagram, Instant::now());
                 ingress.finish();
             })

@@ -58,10 +58,8 @@ impl ServerIngress {
             let relay = self.relay.load();
             if let Some(to) = relay.forward_train(from, bytes, train.stride) {
                 // What came before it goes before it.
-                self.uplinks.flush(&mut self.batch);
-                self.uplinks.send_train(to, bytes, train.stride);
-                add(&self.counters.relayed_datagrams, train.len.div_ceil(train.stride) as u64);
-                add(&self.counters.relayed_bytes, train.len as u64);
+                self.uplinks.flush_relayed(&mut self.batch);
+                self.uplinks.relay_train(to, bytes, train.stride);
                 return;
             }
         }
@@ -77,9 +75,9 @@ impl ServerIngress {
         }
     }
 
-    /// Sends what the batch has collected.
+    /// Sends what the batch has collected: datagrams of others only.
     pub fn finish(&mut self) {
-        self.uplinks.flush(&mut self.batch);
+        self.uplinks.flush_relayed(&mut self.batch);
     }
 
     fn sort(&mut self, from: Endpoint, datagram: &mut [u8], now: Instant) -> Result<(), DropReason> {
@@ -88,8 +86,6 @@ impl ServerIngress {
                 let to = self.relay.load().forward(from, datagram)?;
                 self.batch.reserve(datagram.len()).copy_from_slice(datagram);
                 self.batch.commit(to, datagram.len());
-                add(&self.counters.relayed_datagrams, 1);
-                add(&self.counters.relayed_bytes, datagram.len() as u64);
                 Ok(())
             }
             Kind::Ctrl => {

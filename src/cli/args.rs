@@ -66,7 +66,10 @@ Examples:
     #[command(after_help = "Example: eps-actor check --config /etc/eps-actor/server.ron")]
     Check(CheckArguments),
     /// Print the map of the network in Graphviz's DOT; at the server
-    #[command(after_help = "Example: sudo eps-actor map | dot -Tsvg > map.svg")]
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor map --svg map.svg
+  sudo eps-actor map | circo -Tpng > map.png")]
     Map(MapArguments),
     /// Print a script that completes commands in a shell
     #[command(after_help = "\
@@ -193,6 +196,9 @@ pub struct CheckArguments {
 
 #[derive(Debug, Args)]
 pub struct MapArguments {
+    /// Draw the map to this file as SVG, with Graphviz's program dot, which has to be installed
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     #[command(flatten)]
     pub socket: Socket,
     #[command(flatten)]
@@ -290,6 +296,7 @@ mod tests {
             "leave",
             "check --config x.ron --role server",
             "map",
+            "map --svg map.svg",
             "completions fish",
             "inject-panic peer-table --role client",
         ] {

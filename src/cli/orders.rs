@@ -1,9 +1,10 @@
 //! `invite`, `kick`, `leave`, `map` and `inject-panic`: one question to one node each, and its answer.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 #[cfg(any(debug_assertions, feature = "fault-injection"))]
@@ -11,6 +12,7 @@ use super::args::InjectPanicArguments;
 use super::args::{InviteArguments, KickArguments, LeaveArguments, MapArguments};
 use super::ask::ask_role;
 use crate::config::Role;
+use crate::io::files::write_atomic;
 use crate::scaled::Seconds;
 
 /// Has the server make an invitation, and prints the command that uses it.
@@ -49,11 +51,40 @@ pub fn leave(arguments: &LeaveArguments, out: &mut dyn Write) -> anyhow::Result<
     Ok(())
 }
 
-/// Prints the map of the network in DOT.
+/// Prints the map of the network in DOT, or draws it.
 pub fn map(arguments: &MapArguments, out: &mut dyn Write) -> anyhow::Result<()> {
     let reply = ask_role(Role::Server, Some(&arguments.socket), &json!({"command": "map"}))?;
-    writeln!(out, "{}", text(&reply, "dot")?.trim_end())?;
+    let map = text(&reply, "dot")?.trim_end();
+    match &arguments.svg {
+        None => writeln!(out, "{map}")?,
+        Some(file) => {
+            let svg = draw(map)?;
+            write_atomic(file, &svg, 0o644)?;
+            writeln!(out, "the map is in {}", file.display())?;
+        }
+    }
     Ok(())
+}
+
+/// Has Graphviz draw a map.
+fn draw(map: &str) -> anyhow::Result<Vec<u8>> {
+    let mut command = Command::new("dot");
+    command.arg("-Tsvg").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut dot = match command.spawn() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+            "Graphviz's program dot is not installed (package graphviz), and the picture is drawn by it; without --svg \
+             the map is printed as text, which `dot -Tsvg` draws on any machine"
+        ),
+        started => started.context("dot cannot be started")?,
+    };
+    // It reads all before it writes anything, so that neither waits for the other.
+    let written = dot.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(map.as_bytes()));
+    let output = dot.wait_with_output().context("dot did not end well")?;
+    if !output.status.success() {
+        bail!("dot could not draw the map: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    written.context("dot did not read the map")?;
+    Ok(output.stdout)
 }
 
 /// Makes an actor panic. The name may be written as `status` shows it, or with hyphens.

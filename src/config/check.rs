@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ use log::LevelFilter;
 
 use super::raw::{ClientRaw, Field, Keyed, MemberRaw, Node, Place, ServerRaw, Struct, Value, shorten};
 use super::units::Expiry;
-use super::{ClientConfig, MemberPin, Network6, RIGHTS, Role, ServerConfig, is_name, read_join_file};
+use super::{ClientConfig, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, is_name, read_join_file};
 use crate::wire::join::{HostPort, JoinLine, MAX_HOSTS};
 
 /// One thing that is wrong. It prints as one line:
@@ -95,8 +95,13 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let control = check.socket(raw.control.as_ref(), super::SERVER_CONTROL);
     let invite_expiry = check.expiry(raw.invite_expiry.as_ref());
     let scorecard = check.optional_path(raw.scorecard.as_ref(), "scorecard");
+    let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
+    let stats = check.boolean(raw.stats.as_ref(), "stats", false);
+    let metrics = check.metrics(raw.metrics.as_ref());
+    let graphviz = check.optional_path(raw.graphviz.as_ref(), "graphviz");
     let log_level = check.log_level(raw.log_level.as_ref());
     let mut warnings = Vec::new();
+    warnings.extend(metrics.flatten().and_then(exposed));
     if open == Some(true) {
         warnings.push("the network is open: whoever reaches this server is admitted without a token".to_owned());
     }
@@ -113,6 +118,10 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
         control: control?,
         invite_expiry: invite_expiry?,
         scorecard: scorecard?,
+        scorecard_format: scorecard_format?,
+        stats: stats?,
+        metrics: metrics?,
+        graphviz: graphviz?,
         log_level: log_level?,
         warnings,
     })
@@ -136,8 +145,12 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let hosts = check.optional_path(raw.hosts.as_ref(), "hosts");
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
     let scorecard = check.optional_path(raw.scorecard.as_ref(), "scorecard");
+    let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
+    let stats = check.boolean(raw.stats.as_ref(), "stats", false);
+    let metrics = check.metrics(raw.metrics.as_ref());
     let log_level = check.log_level(raw.log_level.as_ref());
     let mut warnings = Vec::new();
+    warnings.extend(metrics.flatten().and_then(exposed));
     // RFC 8200, section 5: no IPv6 over links of less.
     if mtu.is_some_and(|mtu| mtu < 1280) {
         warnings.push("the device carries no IPv6 with an MTU below 1280 bytes".to_owned());
@@ -162,9 +175,18 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         hosts: hosts?,
         control: control?,
         scorecard: scorecard?,
+        scorecard_format: scorecard_format?,
+        stats: stats?,
+        metrics: metrics?,
         log_level: log_level?,
         warnings,
     })
+}
+
+/// Metrics name members and addresses; who listens beyond loopback should have meant to.
+fn exposed(metrics: SocketAddr) -> Option<String> {
+    (!metrics.ip().is_loopback())
+        .then(|| format!("metrics: whoever reaches {metrics} can read the names, addresses and traffic of members"))
 }
 
 const NETWORK: &str = "write ADDRESS/PREFIX with a prefix from /8 to /30, like 192.168.43.0/24";
@@ -442,6 +464,42 @@ impl Check<'_> {
         level.or_else(|| self.refuse(node, "log_level", "is not a level", EXPECTED))
     }
 
+    /// `auto` is told by the file's name.
+    fn scorecard_format(&mut self, node: Option<&Node>, file: Option<&Node>) -> Option<ScorecardFormat> {
+        const EXPECTED: &str = "write auto, json, prom or classic";
+        let file = self.present(file).and_then(|file| match &file.value {
+            Value::Text(name) => Some(name.as_str()),
+            _ => None,
+        });
+        let by_name = match file {
+            Some(name) if name.ends_with(".prom") => ScorecardFormat::Prometheus,
+            Some(_) | None => ScorecardFormat::Json,
+        };
+        let Some(node) = node else { return Some(by_name) };
+        match self.text(node, "scorecard_format", EXPECTED)? {
+            "auto" => Some(by_name),
+            "json" => Some(ScorecardFormat::Json),
+            "prom" => Some(ScorecardFormat::Prometheus),
+            "classic" => Some(ScorecardFormat::Classic),
+            _ => self.refuse(node, "scorecard_format", "is not a format", EXPECTED),
+        }
+    }
+
+    /// `ADDRESS:PORT`, or a port of 127.0.0.1. The inner `None`: nothing is served.
+    fn metrics(&mut self, node: Option<&Node>) -> Option<Option<SocketAddr>> {
+        const EXPECTED: &str = "write ADDRESS:PORT or PORT, like 127.0.0.1:9469";
+        let Some(node) = self.present(node) else { return Some(None) };
+        let text = self.text(node, "metrics", EXPECTED)?;
+        let address = match text.parse::<u16>() {
+            Ok(port) => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+            Err(_) => text.parse::<SocketAddr>().ok(),
+        };
+        match address.filter(|address| address.port() != 0) {
+            Some(address) => Some(Some(address)),
+            None => self.refuse(node, "metrics", "is not an address and port", EXPECTED),
+        }
+    }
+
     /// A Unix socket's path; `sun_path` has 108 bytes with the closing zero (unix(7)).
     fn socket(&mut self, node: Option<&Node>, default: &str) -> Option<PathBuf> {
         let path = self.path(node, "control", default)?;
@@ -656,6 +714,53 @@ pub(super) mod tests {
             ["server.ron:3:14: network: \"192.168.43.0/33\" is not a network; \
                  write ADDRESS/PREFIX with a prefix from /8 to /30, like 192.168.43.0/24"]
         );
+    }
+
+    #[test]
+    fn outputs_are_off_unless_asked_for() {
+        let config = load_options(ServerOptions::default());
+        assert_eq!((config.scorecard, config.stats, config.metrics, config.graphviz), (None, false, None, None));
+    }
+
+    #[test]
+    fn the_scorecards_format_goes_by_the_files_name_unless_given() {
+        for (file, format, expected) in [
+            ("x.json", None, ScorecardFormat::Json),
+            ("x.stats", None, ScorecardFormat::Json),
+            ("x.prom", None, ScorecardFormat::Prometheus),
+            ("x.prom", Some("auto"), ScorecardFormat::Prometheus),
+            ("x.prom", Some("json"), ScorecardFormat::Json),
+            ("x.stats", Some("classic"), ScorecardFormat::Classic),
+            ("x.stats", Some("prom"), ScorecardFormat::Prometheus),
+        ] {
+            let options = ServerOptions {
+                scorecard: Some(file.into()),
+                scorecard_format: format.map(String::from),
+                ..ServerOptions::default()
+            };
+            assert_eq!(load_options(options).scorecard_format, expected, "{file} {format:?}");
+        }
+    }
+
+    #[test]
+    fn metrics_are_of_loopback_unless_another_address_is_written_which_is_warned_of() {
+        for (text, address, warned) in
+            [("9469", "127.0.0.1:9469", false), ("[::1]:9469", "[::1]:9469", false), ("0.0.0.0:80", "0.0.0.0:80", true)]
+        {
+            let options = ServerOptions { metrics: Some(text.into()), ..ServerOptions::default() };
+            let config = load_options(options);
+            assert_eq!(config.metrics, Some(address.parse().expect("an address")), "{text}");
+            assert_eq!(config.warnings.iter().any(|line| line.starts_with("metrics: ")), warned, "{text}");
+        }
+        for text in ["0", "70000", "localhost", "127.0.0.1", "127.0.0.1:0"] {
+            let said = server_says(&format!("(metrics: \"{text}\", scorecard_format: \"xml\")"));
+            assert!(said[0].contains("is not an address and port; write ADDRESS:PORT"), "{said:?}");
+            assert!(said[1].contains("\"xml\" is not a format; write auto, json, prom or classic"), "{said:?}");
+        }
+    }
+
+    fn load_options(options: ServerOptions) -> ServerConfig {
+        super::super::load_server(None, options).expect("good options")
     }
 
     #[test]

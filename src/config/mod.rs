@@ -13,7 +13,7 @@ pub mod units;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -88,9 +88,28 @@ pub struct ServerConfig {
     pub invite_expiry: Expiry,
     /// Written every 60 s where given.
     pub scorecard: Option<PathBuf>,
+    /// What is written there.
+    pub scorecard_format: ScorecardFormat,
+    /// Statistics are logged every 60 s.
+    pub stats: bool,
+    /// Where metrics are served over HTTP.
+    pub metrics: Option<SocketAddr>,
+    /// The map is written here as DOT, every 5 minutes and on change.
+    pub graphviz: Option<PathBuf>,
     pub log_level: LevelFilter,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
+}
+
+/// The formats of the scorecard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScorecardFormat {
+    /// One document, with a schema number.
+    Json,
+    /// Prometheus's text format, for the textfile collector.
+    Prometheus,
+    /// Lines of a name and a value, as EPS Conduits has them.
+    Classic,
 }
 
 /// Whether and from where members get IPv6 addresses.
@@ -146,6 +165,12 @@ pub struct ClientConfig {
     pub control: PathBuf,
     /// Written every 60 s where given.
     pub scorecard: Option<PathBuf>,
+    /// What is written there.
+    pub scorecard_format: ScorecardFormat,
+    /// Statistics are logged every 60 s.
+    pub stats: bool,
+    /// Where metrics are served over HTTP.
+    pub metrics: Option<SocketAddr>,
     pub log_level: LevelFilter,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,

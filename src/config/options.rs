@@ -46,6 +46,19 @@ pub struct ServerOptions {
     /// File the statistics scorecard is written to every 60 s [default: none]
     #[arg(long, value_name = "FILE")]
     pub scorecard: Option<String>,
+    /// Format of the scorecard: json, prom or classic; auto is prom for a file that ends in .prom, else json
+    /// [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    pub scorecard_format: Option<String>,
+    /// Log statistics every 60 s [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub stats: Option<String>,
+    /// Address to serve metrics on over HTTP, for Prometheus; a port alone is of 127.0.0.1 [default: none]
+    #[arg(long, value_name = "[ADDRESS:]PORT")]
+    pub metrics: Option<String>,
+    /// File a Graphviz map of the network is written to every 5 minutes, and when it changes [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub graphviz: Option<String>,
     /// Log error, warn, info, debug or trace and what is graver [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -100,6 +113,16 @@ pub struct ClientOptions {
     /// File the statistics scorecard is written to every 60 s [default: none]
     #[arg(long, value_name = "FILE")]
     pub scorecard: Option<String>,
+    /// Format of the scorecard: json, prom or classic; auto is prom for a file that ends in .prom, else json
+    /// [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    pub scorecard_format: Option<String>,
+    /// Log statistics every 60 s [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub stats: Option<String>,
+    /// Address to serve metrics on over HTTP, for Prometheus; a port alone is of 127.0.0.1 [default: none]
+    #[arg(long, value_name = "[ADDRESS:]PORT")]
+    pub metrics: Option<String>,
     /// Log error, warn, info, debug or trace and what is graver [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -120,6 +143,10 @@ impl ServerOptions {
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.invite_expiry, "--invite-expiry", self.invite_expiry);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
+        one(&mut raw.scorecard_format, "--scorecard-format", self.scorecard_format);
+        one(&mut raw.stats, "--stats", self.stats);
+        one(&mut raw.metrics, "--metrics", self.metrics);
+        one(&mut raw.graphviz, "--graphviz", self.graphviz);
         one(&mut raw.log_level, "--log-level", self.log_level);
     }
 }
@@ -149,6 +176,9 @@ impl ClientOptions {
         one(&mut raw.hosts, "--hosts", self.hosts);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
+        one(&mut raw.scorecard_format, "--scorecard-format", self.scorecard_format);
+        one(&mut raw.stats, "--stats", self.stats);
+        one(&mut raw.metrics, "--metrics", self.metrics);
         one(&mut raw.log_level, "--log-level", self.log_level);
     }
 }
@@ -197,13 +227,15 @@ mod tests {
     #[test]
     fn every_option_reaches_its_key() {
         let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
-                    --members=9 --control=10 --invite-expiry=11 --scorecard=12 --log-level=13";
+                    --members=9 --control=10 --invite-expiry=11 --scorecard=12 --scorecard-format=13 --stats=14 \
+                    --metrics=15 --graphviz=16 --log-level=17";
         let mut raw = ServerRaw::default();
         parse::<ServerOptions>(line).lay_over(&mut raw);
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 --log-level=16";
+                    --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 \
+                    --scorecard-format=16 --stats=17 --metrics=18 --log-level=19";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

@@ -126,6 +126,10 @@ keys! {
         control: String,
         invite_expiry: String,
         scorecard: Option<String>,
+        scorecard_format: String,
+        stats: bool,
+        metrics: Option<String>,
+        graphviz: Option<String>,
         log_level: String,
     }
 }
@@ -148,6 +152,9 @@ keys! {
         hosts: Option<String>,
         control: String,
         scorecard: Option<String>,
+        scorecard_format: String,
+        stats: bool,
+        metrics: Option<String>,
         log_level: String,
     }
 }

@@ -75,18 +75,38 @@ impl Uplinks {
         batch.flush(|endpoint, bytes, segment| self.send_run(endpoint, bytes, segment));
     }
 
-    /// Sends datagrams of `stride` bytes, the last perhaps shorter, in as few calls as the socket allows. Hot.
-    pub fn send_train(&self, to: Endpoint, bytes: &[u8], stride: usize) {
+    /// As [`flush`](Self::flush), for datagrams of others: counted as forwarded. Hot.
+    pub fn flush_relayed(&self, batch: &mut SendBatch) {
+        batch.flush(|endpoint, bytes, segment| self.relay_run(endpoint, bytes, segment));
+    }
+
+    /// Sends datagrams of others, of `stride` bytes, the last perhaps shorter, in as few calls as the socket allows.
+    /// Hot.
+    pub fn relay_train(&self, to: Endpoint, bytes: &[u8], stride: usize) {
         for run in bytes.chunks(stride * self.max_segments().min(MAX_RUN_BYTES / stride).max(1)) {
-            self.send_run(to, run, (run.len() > stride).then_some(stride));
+            self.relay_run(to, run, (run.len() > stride).then_some(stride));
         }
     }
 
     /// Sends `bytes`: one datagram, or with `segment` as many of that length as they hold, the last perhaps shorter,
     /// and as many as one [GSO send](UdpUplink::send) may have. Hot.
     pub fn send_run(&self, to: Endpoint, bytes: &[u8], segment: Option<usize>) {
+        if let Some(count) = self.try_run(to, bytes, segment) {
+            add(&self.counters.udp_tx_datagrams, count);
+            add(&self.counters.udp_tx_bytes, bytes.len() as u64);
+        }
+    }
+
+    fn relay_run(&self, to: Endpoint, bytes: &[u8], segment: Option<usize>) {
+        if let Some(count) = self.try_run(to, bytes, segment) {
+            add(&self.counters.relayed_datagrams, count);
+            add(&self.counters.relayed_bytes, bytes.len() as u64);
+        }
+    }
+
+    /// How many datagrams went; those that did not are counted as dropped.
+    fn try_run(&self, to: Endpoint, bytes: &[u8], segment: Option<usize>) -> Option<u64> {
         let count = segment.map_or(1, |segment| bytes.len().div_ceil(segment)) as u64;
-        let counters = &self.counters;
         let sent = match to.uplink {
             UplinkId::UDP4 => send_udp(self.udp[0].as_deref(), to.addr, bytes, segment),
             UplinkId::UDP6 => send_udp(self.udp[1].as_deref(), to.addr, bytes, segment),
@@ -100,11 +120,13 @@ impl Uplinks {
         };
         match sent {
             Ok(()) => {
-                add(&counters.udp_tx_calls, 1);
-                add(&counters.udp_tx_datagrams, count);
-                add(&counters.udp_tx_bytes, bytes.len() as u64);
+                add(&self.counters.udp_tx_calls, 1);
+                Some(count)
             }
-            Err(reason) => counters.dropped_many(reason, count),
+            Err(reason) => {
+                self.counters.dropped_many(reason, count);
+                None
+            }
         }
     }
 }

@@ -8,6 +8,5 @@ pub mod mac_learning;
 pub mod peer_table;
 pub mod relay;
 pub mod server_link;
-pub mod stats;
 pub mod store;
 pub mod tap_reader;

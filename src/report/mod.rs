@@ -1,0 +1,263 @@
+//! What a node says of itself: the answers of the control socket, the outputs, the words at a server's start.
+//!
+//! Every output is a pure function of one immutable [`Snapshot`], so that their sums agree: [`json`] (status and
+//! scorecard), [`prometheus`], [`classic`] (the scorecard of EPS Conduits), [`stats_text`] (for the log) and [`map`].
+//! Snapshots are made of published views and counters, so that they can be taken while actors are busy or being
+//! restarted. Unknown is null or absent, never 0; counters only grow; times are seconds.
+
+pub mod classic;
+pub mod json;
+pub mod map;
+pub mod prometheus;
+pub mod snapshot;
+pub mod stats_text;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use xtra::Address;
+
+use crate::actors::client::{ClientShared, Ending};
+use crate::actors::coordinator::{Coordinator, ServerShared};
+use crate::actors::ext::cast;
+use crate::actors::server_link::ServerLink;
+use crate::actors::supervisor::Supervisor;
+use crate::config::{Expiry, ScorecardFormat};
+use crate::io::netlink::{Netlink, default_source};
+use crate::messages::coordinator::{Invite, Kick, NetworkDescription};
+use crate::messages::server_link::Release;
+use crate::proto::coordinator::Reply;
+use crate::proto::noise::Identity;
+pub use crate::report::snapshot::{Sampler, Snapshot};
+use crate::wire::join::{HostPort, JoinLine, Token, fingerprint};
+
+/// How long an order may take before the one who gave it is told that it did not work.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Answers a request at a client.
+pub fn answer_client(
+    request: Value,
+    shared: Arc<ClientShared>,
+    supervisor: Supervisor,
+    sampler: Arc<Sampler>,
+    link: Address<ServerLink>,
+) -> BoxFuture<'static, Result<Value, String>> {
+    Box::pin(async move {
+        match request["command"].as_str() {
+            Some("status") => Ok(json::status(&sampler.take(Instant::now()))),
+            Some("scorecard") => outputs(&request, &sampler),
+            Some("leave") => {
+                let (tell, told) = smol::channel::bounded(1);
+                cast(&link, Release(tell));
+                let released =
+                    async { told.recv().await.map_err(|_| "the server link was restarted; try again".to_owned()) };
+                within(released).await?;
+                for file in [crate::actors::client::NETWORK_FILE, crate::actors::client::MAP_FILE] {
+                    // The key stays, so that the same machine may come back.
+                    shared.state.remove(file).map_err(|error| error.to_string())?;
+                }
+                let _ = shared.end.try_send(Ending::Left);
+                Ok(json!({ "left": true }))
+            }
+            Some("inject_panic") => inject(&request, &supervisor),
+            other => Err(unknown(other, "client")),
+        }
+    })
+}
+
+/// Answers a request at a server.
+pub fn answer_server(
+    request: Value,
+    shared: Arc<ServerShared>,
+    supervisor: Supervisor,
+    sampler: Arc<Sampler>,
+    coordinator: Address<Coordinator>,
+) -> BoxFuture<'static, Result<Value, String>> {
+    Box::pin(async move {
+        match request["command"].as_str() {
+            Some("status" | "members") => {
+                described(&shared).await;
+                Ok(json::status(&sampler.take(Instant::now())))
+            }
+            Some("scorecard") => outputs(&request, &sampler),
+            Some("invite") => {
+                let expiry = match &request["expires"] {
+                    Value::Null => shared.config.invite_expiry,
+                    text => text
+                        .as_str()
+                        .and_then(|text| text.parse().ok())
+                        .ok_or("expires: write a time like 24h, or never")?,
+                };
+                let reusable = request["reusable"].as_bool().unwrap_or(false);
+                let (line, expires_unix) = invite(&shared, &coordinator, expiry, reusable).await?;
+                Ok(json!({ "join": line, "expires_unix": expires_unix, "reusable": reusable }))
+            }
+            Some("kick") => {
+                let name = request["name"].as_str().ok_or("kick: which name?")?.to_owned();
+                let (reply, told) = smol::channel::bounded(1);
+                cast(&coordinator, Kick { name: name.clone(), reply });
+                match order(told).await? {
+                    Reply::Done | Reply::Invited(_) => Ok(json!({ "removed": name })),
+                    Reply::Failed(why) => Err(why),
+                }
+            }
+            Some("map") => {
+                described(&shared).await;
+                Ok(json!({ "dot": map::dot(&sampler.take(Instant::now())) }))
+            }
+            Some("inject_panic") => inject(&request, &supervisor),
+            other => Err(unknown(other, "server")),
+        }
+    })
+}
+
+/// The scorecard: as JSON if nothing else is asked for; with `"format": "all"` every output there is, of one snapshot.
+fn outputs(request: &Value, sampler: &Sampler) -> Result<Value, String> {
+    let snapshot = sampler.take(Instant::now());
+    let text = |format| json!({ "text": scorecard(&snapshot, format) });
+    match request["format"].as_str() {
+        None | Some("json") => Ok(json::scorecard(&snapshot)),
+        Some("prom") => Ok(text(ScorecardFormat::Prometheus)),
+        Some("classic") => Ok(text(ScorecardFormat::Classic)),
+        Some("all") => Ok(json!({
+            "status": json::status(&snapshot),
+            "json": json::scorecard(&snapshot),
+            "prom": prometheus::page(&snapshot),
+            "classic": classic::lines(&snapshot),
+            "stats": stats_text::entries(&snapshot).join("\n"),
+            "map": map::dot(&snapshot),
+        })),
+        Some(other) => Err(format!("{other:?} is no format of a scorecard; json, prom, classic and all are")),
+    }
+}
+
+/// The text of a scorecard. Its last line ends.
+pub fn scorecard(snapshot: &Snapshot, format: ScorecardFormat) -> String {
+    match format {
+        ScorecardFormat::Json => {
+            format!("{:#}\n", json::scorecard(snapshot))
+        }
+        ScorecardFormat::Prometheus => prometheus::page(snapshot),
+        ScorecardFormat::Classic => classic::lines(snapshot),
+    }
+}
+
+fn unknown(command: Option<&str>, role: &str) -> String {
+    match command {
+        Some(command) => format!("{command:?} is nothing a {role} can be asked"),
+        None => "the request names no command".into(),
+    }
+}
+
+fn inject(request: &Value, supervisor: &Supervisor) -> Result<Value, String> {
+    #[cfg(any(debug_assertions, feature = "fault-injection"))]
+    {
+        let actor = request["actor"].as_str().ok_or("inject_panic: which actor?")?;
+        supervisor.inject_panic(actor).map_err(|error| error.to_string())?;
+        Ok(json!({ "injected": actor }))
+    }
+    #[cfg(not(any(debug_assertions, feature = "fault-injection")))]
+    {
+        let _ = (request, supervisor);
+        Err("this build has no fault injection".into())
+    }
+}
+
+async fn within<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let late = async {
+        smol::Timer::after(DEADLINE).await;
+        Err("no answer in time; see the log".to_owned())
+    };
+    futures_lite::future::or(work, late).await
+}
+
+async fn order(told: smol::channel::Receiver<Reply>) -> Result<Reply, String> {
+    within(async { told.recv().await.map_err(|_| "the coordinator was restarted; try again".to_owned()) }).await
+}
+
+async fn invite(
+    shared: &ServerShared,
+    coordinator: &Address<Coordinator>,
+    expiry: Expiry,
+    reusable: bool,
+) -> Result<(String, Option<u64>), String> {
+    let expires_unix = expiry.duration().map(|life| unix() + life.as_secs());
+    let (reply, told) = smol::channel::bounded(1);
+    cast(coordinator, Invite { expires_unix, uses: (!reusable).then_some(1), reply });
+    match order(told).await? {
+        Reply::Invited(token) => Ok((join_line(shared, Some(Token::new(token))).await, expires_unix)),
+        Reply::Failed(why) => Err(why),
+        Reply::Done => Err("the coordinator made no invitation".into()),
+    }
+}
+
+/// The line a client joins with. Where nobody said under which name the server is known, its address towards the
+/// default route has to do, or else any that is not this machine's alone.
+async fn join_line(shared: &ServerShared, token: Option<Token>) -> String {
+    let config = &shared.config;
+    let mut hosts = config.advertise.clone();
+    if hosts.is_empty() {
+        let listening = config.listen.iter().find(|ip| !ip.is_unspecified()).map(ToString::to_string);
+        let host = match listening.or_else(|| default_source().map(|ip| ip.to_string())) {
+            Some(host) => host,
+            None => some_address().await.unwrap_or(Ipv4Addr::LOCALHOST).to_string(),
+        };
+        hosts.push(HostPort { host, port: config.port });
+    }
+    JoinLine { hosts, fingerprint: fingerprint(&server_key(shared)), token }.to_string()
+}
+
+/// An IPv4 address of this machine that others may be able to reach.
+async fn some_address() -> Option<Ipv4Addr> {
+    let addresses = Netlink::open().ok()?.addresses().await.ok()?;
+    addresses.into_iter().find_map(|address| match address.addr {
+        IpAddr::V4(ip) if address.is_up() && address.is_usable() && !address.is_loopback() => Some(ip),
+        _ => None,
+    })
+}
+
+fn server_key(shared: &ServerShared) -> crate::ids::PublicKey {
+    Identity::from_secret(shared.secrets.0.clone()).public
+}
+
+/// The network as the coordinator describes it, once it has started.
+async fn described(shared: &ServerShared) -> NetworkDescription {
+    loop {
+        if let Some(description) = shared.description.load().as_ref() {
+            return description.clone();
+        }
+        smol::Timer::after(Duration::from_millis(10)).await;
+    }
+}
+
+/// The words at a server's start: how to join it.
+pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator>) {
+    let description = described(&shared).await;
+    let config = &shared.config;
+    println!(
+        "network {} on UDP and TCP port {}, {} of {} addresses leased",
+        config.network,
+        config.port,
+        description.members.len(),
+        description.members.len() as u64 + description.lease_free
+    );
+    if config.open {
+        println!("anybody may join with:\n\n    eps-actor client --join {}\n", join_line(&shared, None).await);
+    } else if description.members.is_empty() {
+        match invite(&shared, &coordinator, config.invite_expiry, false).await {
+            Ok((line, _)) => {
+                println!("join with (once; `eps-actor invite` makes more):\n\n    eps-actor client --join {line}\n")
+            }
+            Err(why) => log::warn!("no invitation could be made: {why}"),
+        }
+    } else {
+        println!("`eps-actor invite` lets another machine join");
+    }
+}
+
+fn unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

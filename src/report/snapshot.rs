@@ -1,0 +1,447 @@
+//! One moment of a node as one immutable value, from which every output is made.
+//!
+//! A [`Sampler`] takes snapshots: the Stats actor each minute, whoever is asked at any time. It asks no actor and takes
+//! no lock that the data path needs. Numbers have the unit of their name; the names are those of the JSON documents.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::actors::client::ClientShared;
+use crate::actors::coordinator::ServerShared;
+use crate::actors::supervisor::{ActorStatus, Supervisor};
+use crate::config::right_names;
+use crate::counters::Tally;
+use crate::messages::coordinator::NetworkDescription;
+use crate::proto::crypto::Suite;
+use crate::proto::peers::{PeerDescription, PeerState};
+use crate::wire::join::fingerprint;
+
+/// How often the Stats actor moves the window.
+pub const INTERVAL: Duration = Duration::from_secs(60);
+/// A window below this shows noise; then it begins a minute earlier.
+const WINDOW_MIN: Duration = Duration::from_secs(10);
+
+/// A node at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Since 1970, by the wall clock.
+    pub time: Duration,
+    /// The wall clock at the start of the process; tells of restarts.
+    pub started: Duration,
+    pub uptime: Duration,
+    pub totals: Tally,
+    pub window: Window,
+    pub actors: Vec<ActorStatus>,
+    pub events: Vec<String>,
+    pub role: Role,
+}
+
+/// How much the counters grew lately: about a minute, less in the first one.
+#[derive(Debug, Clone)]
+pub struct Window {
+    pub length: Duration,
+    pub grown: Tally,
+}
+
+impl Window {
+    /// A counter's growth per second; `None` where the window is empty.
+    pub fn per_second(&self, grown: u64) -> Option<f64> {
+        (!self.length.is_zero()).then(|| grown as f64 / self.length.as_secs_f64())
+    }
+}
+
+/// What only one role has.
+#[derive(Debug, Clone)]
+pub enum Role {
+    Client(Box<ClientPart>),
+    Server(Box<ServerPart>),
+}
+
+#[derive(Debug, Clone)]
+pub struct ClientPart {
+    pub node: ClientNode,
+    pub server: ServerContact,
+    /// By address.
+    pub peers: Vec<Peer>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ClientNode {
+    pub name: String,
+    pub id: String,
+    pub address: Option<String>,
+    pub address6: Option<String>,
+    pub mac: Option<String>,
+    pub device: Option<String>,
+    pub mtu: u16,
+    pub offload: Option<Vec<&'static str>>,
+    pub port: u16,
+    pub state: &'static str,
+    /// Stations in the forwarding database.
+    pub stations: usize,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ServerContact {
+    pub connected: bool,
+    pub endpoint: Option<String>,
+    pub last_contact_seconds: Option<f64>,
+    pub map_version: u64,
+    pub network: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Peer {
+    pub name: String,
+    pub id: String,
+    pub address: String,
+    pub address6: Option<String>,
+    pub mac: String,
+    pub online: bool,
+    /// `direct`, `relay`, `searching`, `idle` or `offline`.
+    pub state: &'static str,
+    pub path: Option<String>,
+    pub rtt_ms: Option<f64>,
+    pub last_proof_seconds: Option<f64>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub rx_frames: u64,
+    pub tx_frames: u64,
+    pub session_age_seconds: Option<f64>,
+    pub suite: Option<&'static str>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ServerPart {
+    pub node: ServerNode,
+    /// `None` until the coordinator has read its store.
+    pub network: Option<NetworkPart>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ServerNode {
+    pub id: String,
+    pub network: Option<String>,
+    pub addresses: String,
+    pub addresses6: Option<String>,
+    pub port: u16,
+    pub open: bool,
+    pub fingerprint: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct NetworkPart {
+    pub lease_free: u64,
+    pub invitations: bool,
+    pub map_version: u64,
+    pub epoch: u64,
+    /// By address.
+    pub leases: Vec<Lease>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Lease {
+    pub name: String,
+    pub id: String,
+    pub address: String,
+    pub address6: Option<String>,
+    pub mac: String,
+    pub online: bool,
+    pub endpoint: Option<String>,
+    pub last_heard_seconds: Option<f64>,
+    pub connected_seconds: Option<f64>,
+    pub joined_unix: u64,
+    pub rights: Vec<&'static str>,
+    /// Bytes of frames from and to its peers, as it last told.
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    /// In the window; `None` where it was not there at its beginning.
+    pub rx_bits_per_second: Option<f64>,
+    pub tx_bits_per_second: Option<f64>,
+    pub peers: Vec<LeasePeer>,
+}
+
+/// A peer of a member, as the member told.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeasePeer {
+    pub name: String,
+    /// `direct` or `relay`.
+    pub path: &'static str,
+    pub rtt_ms: Option<f64>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    /// Of both directions, in the window.
+    pub bits_per_second: Option<f64>,
+}
+
+/// Takes snapshots of one node.
+pub struct Sampler {
+    source: Source,
+    supervisor: Supervisor,
+    started: (Instant, Duration),
+    /// Where windows may begin: the last minute's end, and the one before.
+    bases: Mutex<[Arc<Base>; 2]>,
+}
+
+/// Whose.
+pub enum Source {
+    Client(Arc<ClientShared>),
+    Server(Arc<ServerShared>),
+}
+
+/// What the growth within a window is measured against.
+struct Base {
+    at: Instant,
+    totals: Tally,
+    /// Bytes received and sent of members, and of their peers, by name.
+    members: BTreeMap<String, (u64, u64)>,
+    pairs: BTreeMap<(String, String), u64>,
+}
+
+impl Sampler {
+    /// The first window begins at `now`, when nothing has been counted yet.
+    pub fn new(source: Source, supervisor: Supervisor, now: Instant) -> Self {
+        let base = Base { at: now, totals: Tally::default(), members: BTreeMap::new(), pairs: BTreeMap::new() };
+        let base = Arc::new(base);
+        Self { source, supervisor, started: (now, unix()), bases: Mutex::new([base.clone(), base]) }
+    }
+
+    /// The counters that failed outputs are added to.
+    pub fn counters(&self) -> &crate::counters::Counters {
+        match &self.source {
+            Source::Client(shared) => &shared.views.counters,
+            Source::Server(shared) => &shared.counters,
+        }
+    }
+
+    /// A snapshot of this moment. Its window is a minute at the most and, but in the first minute, not too short.
+    pub fn take(&self, now: Instant) -> Snapshot {
+        let [last, before] = self.bases();
+        let long_enough = now.saturating_duration_since(last.at) >= WINDOW_MIN;
+        self.since(if long_enough { &last } else { &before }, now)
+    }
+
+    /// A snapshot whose window is the minute since the last of these; the next window begins here.
+    pub fn take_minute(&self, now: Instant) -> Snapshot {
+        let [last, _] = self.bases();
+        let snapshot = self.since(&last, now);
+        *self.bases.lock().unwrap_or_else(PoisonError::into_inner) = [Arc::new(Base::of(&snapshot, now)), last];
+        snapshot
+    }
+
+    /// When the minute ends.
+    pub fn minute_ends(&self) -> Instant {
+        self.bases()[0].at + INTERVAL
+    }
+
+    fn bases(&self) -> [Arc<Base>; 2] {
+        self.bases.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn since(&self, base: &Base, now: Instant) -> Snapshot {
+        let length = now.saturating_duration_since(base.at);
+        let (totals, events, role) = match &self.source {
+            Source::Client(shared) => {
+                (shared.views.counters.tally(), shared.events.list(), Role::Client(Box::new(client(shared, now))))
+            }
+            Source::Server(shared) => {
+                let part = Box::new(server(shared, base, length));
+                (shared.counters.tally(), shared.events.list(), Role::Server(part))
+            }
+        };
+        Snapshot {
+            time: unix(),
+            started: self.started.1,
+            uptime: now.saturating_duration_since(self.started.0),
+            window: Window { length, grown: totals.since(&base.totals) },
+            totals,
+            actors: self.supervisor.status(),
+            events,
+            role,
+        }
+    }
+}
+
+impl Base {
+    fn of(snapshot: &Snapshot, at: Instant) -> Self {
+        let leases = match &snapshot.role {
+            Role::Server(part) => part.network.iter().flat_map(|network| &network.leases).collect(),
+            Role::Client(_) => Vec::new(),
+        };
+        let members = leases.iter().map(|lease| (lease.name.clone(), (lease.rx_bytes, lease.tx_bytes))).collect();
+        let pairs = leases
+            .iter()
+            .flat_map(|lease| lease.peers.iter().map(|peer| (lease.name.clone(), peer)))
+            .map(|(name, peer)| ((name, peer.name.clone()), peer.rx_bytes + peer.tx_bytes))
+            .collect();
+        Self { at, totals: snapshot.totals.clone(), members, pairs }
+    }
+}
+
+/// What the wall clock says, since 1970.
+fn unix() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Milliseconds are as exact as anybody reads.
+pub(super) fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+fn client(shared: &ClientShared, now: Instant) -> ClientPart {
+    let lease = shared.lease.load_full();
+    let server = shared.views.server.load();
+    let state = match (&lease, server.attached) {
+        (Some(_), true) => "connected",
+        (Some(_), false) => "offline (from the stored map)",
+        (None, _) => "joining",
+    };
+    let epoch = shared.views.epoch;
+    let heard = server.heard_ms.map(|ms| now.saturating_duration_since(epoch.at(ms)));
+    let pinned = **shared.pinned.load();
+    let list = shared.peers.load();
+    let mut peers: Vec<&PeerDescription> = list.iter().collect();
+    peers.sort_by_key(|peer| peer.certificate.ip4);
+    ClientPart {
+        node: ClientNode {
+            name: shared.name.load().to_string(),
+            id: shared.key.node_id().to_string(),
+            address: lease.as_ref().map(|lease| format!("{}/{}", lease.ip4, lease.prefix4)),
+            address6: lease.as_ref().and_then(|lease| lease.ip6.map(|ip6| format!("{ip6}/{}", lease.prefix6))),
+            mac: lease.as_ref().map(|lease| lease.mac.to_string()),
+            device: shared.slot.get().map(|tap| tap.name().to_owned()),
+            mtu: shared.config.mtu,
+            offload: shared.slot.get().and_then(|tap| Some(tap.offloads()?.names().collect())),
+            port: shared.uplinks.port(),
+            state,
+            stations: shared.views.fdb.load().len(),
+        },
+        server: ServerContact {
+            connected: server.attached,
+            endpoint: server.endpoint.map(|endpoint| endpoint.addr.to_string()),
+            last_contact_seconds: heard.map(seconds),
+            map_version: shared.map_version.load(Relaxed),
+            network: pinned.map(|pinned| pinned.network.to_string()),
+        },
+        peers: peers.into_iter().map(|peer| peer_part(shared, peer, now)).collect(),
+    }
+}
+
+fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Peer {
+    let epoch = shared.views.epoch;
+    let heard = peer.meter.heard_ms().map(|ms| epoch.at(ms));
+    // What proves a peer: an authentic datagram, or a reply to a probe.
+    let proof = heard.into_iter().chain(peer.proven).max().filter(|_| peer.session.is_some());
+    let session = peer.session.as_ref();
+    Peer {
+        name: peer.name.clone(),
+        id: peer.key.node_id().to_string(),
+        address: peer.certificate.ip4.to_string(),
+        address6: peer.certificate.ip6.map(|ip6| ip6.to_string()),
+        mac: peer.certificate.mac.to_string(),
+        online: peer.online,
+        state: state_word(peer.state),
+        path: peer.route.map(|route| route.endpoint.addr.to_string()),
+        rtt_ms: peer.srtt.map(|srtt| (srtt.as_secs_f64() * 1e6).round() / 1e3),
+        last_proof_seconds: proof.map(|proof| seconds(now.saturating_duration_since(proof))),
+        rx_bytes: peer.meter.rx_bytes.load(Relaxed),
+        tx_bytes: peer.meter.tx_bytes.load(Relaxed),
+        rx_frames: peer.meter.rx_frames.load(Relaxed),
+        tx_frames: peer.meter.tx_frames.load(Relaxed),
+        session_age_seconds: session.map(|session| seconds(now.saturating_duration_since(session.born))),
+        suite: session.map(|session| suite_word(session.suite)),
+    }
+}
+
+/// The words for the states of peers, in the order of the best first.
+pub const PEER_STATES: [&str; 5] = ["direct", "relay", "searching", "idle", "offline"];
+
+fn state_word(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Direct => "direct",
+        PeerState::Relay => "relay",
+        PeerState::Searching => "searching",
+        PeerState::Idle => "idle",
+        PeerState::Offline => "offline",
+    }
+}
+
+fn suite_word(suite: Suite) -> &'static str {
+    match suite {
+        Suite::Aes256Gcm => "AES-256-GCM",
+        Suite::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+    }
+}
+
+fn server(shared: &ServerShared, base: &Base, length: Duration) -> ServerPart {
+    let description = shared.description.load_full();
+    let description = description.as_ref().as_ref();
+    let key = super::server_key(shared);
+    let config = &shared.config;
+    ServerPart {
+        node: ServerNode {
+            id: key.node_id().to_string(),
+            network: description.map(|d| d.network.id.to_string()),
+            addresses: config.network.to_string(),
+            addresses6: description.and_then(|d| d.network6.map(|net| net.to_string())),
+            port: config.port,
+            open: config.open,
+            fingerprint: crate::proto::map::hex(&fingerprint(&key)),
+        },
+        network: description.map(|description| NetworkPart {
+            lease_free: description.lease_free,
+            invitations: description.invitations,
+            map_version: description.head,
+            epoch: description.network.epoch,
+            leases: leases(description, base, length),
+        }),
+    }
+}
+
+fn leases(description: &NetworkDescription, base: &Base, length: Duration) -> Vec<Lease> {
+    let rate = |now: u64, before: u64| {
+        // A member that was restarted counts from nought again.
+        (!length.is_zero()).then(|| now.saturating_sub(before) as f64 * 8.0 / length.as_secs_f64())
+    };
+    let mut leases: Vec<Lease> = Vec::with_capacity(description.members.len());
+    for member in &description.members {
+        let name = &member.record.name;
+        let before = base.members.get(name);
+        let peers = member.reports.iter().filter_map(|report| {
+            let id: [u8; 8] = report.peer.0[..8].try_into().ok()?;
+            let peer = description.names.get(&id)?.clone();
+            let before = base.pairs.get(&(name.clone(), peer.clone()));
+            Some(LeasePeer {
+                path: if report.direct { "direct" } else { "relay" },
+                rtt_ms: (report.rtt_us > 0).then(|| f64::from(report.rtt_us) / 1000.0),
+                rx_bytes: report.rx_bytes,
+                tx_bytes: report.tx_bytes,
+                bits_per_second: before.and_then(|before| rate(report.rx_bytes + report.tx_bytes, *before)),
+                name: peer,
+            })
+        });
+        leases.push(Lease {
+            name: name.clone(),
+            id: member.record.key.node_id().to_string(),
+            address: member.record.ip4.to_string(),
+            address6: member.record.ip6.map(|ip6| ip6.to_string()),
+            mac: member.record.mac.to_string(),
+            online: member.online,
+            endpoint: member.endpoint.map(|endpoint| endpoint.addr.to_string()),
+            last_heard_seconds: member.heard_ago.map(seconds),
+            connected_seconds: member.attached_for.map(seconds),
+            joined_unix: member.record.joined_unix,
+            rights: right_names(member.record.rights),
+            rx_bytes: member.rx_bytes,
+            tx_bytes: member.tx_bytes,
+            rx_bits_per_second: before.and_then(|before| rate(member.rx_bytes, before.0)),
+            tx_bits_per_second: before.and_then(|before| rate(member.tx_bytes, before.1)),
+            peers: peers.collect(),
+        });
+    }
+    leases
+}
