@@ -19,7 +19,7 @@ use super::client::{ClientShared, Ending, EventLog, SavedNetwork, next_boot, nod
 use super::control::Control;
 use super::coordinator::{Coordinator, CoordinatorCasts, ServerShared, pool};
 use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
-use super::ext::Caster;
+use super::ext::{Caster, cast};
 use super::mac_learning::MacLearning;
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
@@ -30,20 +30,23 @@ use super::supervisor::{Policy, Supervisor};
 use super::tap_reader::TapReader;
 use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
-use crate::config::{ClientConfig, ServerConfig};
+use crate::cli::reply::Status;
+use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerConfig};
 use crate::counters::Counters;
 use crate::ids::{NetworkId, UplinkId};
 use crate::io::batch::SendBatch;
 use crate::io::control_socket::ControlListener;
 use crate::io::files::{FileError, StateDir};
 use crate::io::poll;
-use crate::io::signals::StopSignals;
+use crate::io::signals::{Asked, NodeSignals};
 use crate::io::store::SqliteStore;
 use crate::io::tap::{Tap, TapConfig};
 use crate::io::tap_slot::TapSlot;
 use crate::io::tcp::TcpListen;
 use crate::io::udp::{BindError, UdpUplink};
 use crate::io::uplinks::Uplinks;
+use crate::logging;
+use crate::messages::coordinator::Reconfigure;
 use crate::proto::crypto::{Trust, enrol_mac1_key, mac1_key};
 use crate::proto::link::no_psk;
 use crate::proto::noise::Identity;
@@ -62,12 +65,15 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// All goodbyes must be said within this, to end within a second.
 const STOP_WITHIN: Duration = Duration::from_millis(700);
 
-/// Runs a client until it is told to stop.
+/// Runs a client until it is told to stop. `load` reads the configuration again.
 ///
 /// # Errors
 ///
 /// What keeps it from starting, or ended it: one line that says what to do.
-pub fn run_client(config: ClientConfig) -> Result<()> {
+pub fn run_client(
+    config: ClientConfig,
+    load: impl Fn() -> Result<ClientConfig, ConfigError> + Send + Sync + 'static,
+) -> Result<()> {
     // Before anything is written or an invitation used: can this process have a TAP at all?
     drop(Tap::open(&tap_config(&config))?);
     let state = state_dir(&config.state)?;
@@ -77,7 +83,19 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
     wire_client(&shared, &supervisor, &threads, control);
-    let ended = threads.run(&supervisor, &ends);
+    let (lent, guard) = (shared.clone(), supervisor.clone());
+    let mut current = shared.config.clone();
+    let orders = Orders {
+        status: Box::new(move || report::client_status(&lent, &guard.status())),
+        load: Arc::new(load),
+        take: Box::new(move |newer: ClientConfig| {
+            let differing = current.differing(&newer);
+            current.log_level = newer.log_level;
+            logging::set_level(newer.log_level);
+            say_taken(&differing, CLIENT_LIVE);
+        }),
+    };
+    let ended = threads.run(&supervisor, &ends, orders);
     shared.slot.set(None);
     ended
 }
@@ -277,12 +295,15 @@ fn wire_client(shared: &Arc<ClientShared>, supervisor: &Supervisor, threads: &Th
     threads.keep(control_address);
 }
 
-/// Runs a server until it is told to stop.
+/// Runs a server until it is told to stop. `load` reads the configuration again.
 ///
 /// # Errors
 ///
 /// What keeps it from starting, or ended it: one line that says what to do.
-pub fn run_server(config: ServerConfig) -> Result<()> {
+pub fn run_server(
+    config: ServerConfig,
+    load: impl Fn() -> Result<ServerConfig, ConfigError> + Send + Sync + 'static,
+) -> Result<()> {
     // Everything that can be refused is tried before anything is written: the pool, then the ports.
     pool(&config, NetworkId(0))?;
     let counters = Arc::new(Counters::default());
@@ -295,6 +316,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     let store = Arc::new(smol::block_on(SqliteStore::open(&database))?);
     let (end, ends) = smol::channel::bounded(4);
     let shared = Arc::new(ServerShared {
+        live: ArcSwap::from_pointee(config.clone()),
         config,
         secrets,
         members: Arc::default(),
@@ -308,8 +330,21 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
     let coordinator = wire_server(&shared, &supervisor, &threads, control, store.clone(), Arc::new(listen));
-    threads.spawn(report::welcome(shared.clone(), coordinator));
-    let ended = threads.run(&supervisor, &ends);
+    threads.spawn(report::welcome(shared.clone(), coordinator.clone()));
+    let (lent, guard, to) = (shared.clone(), supervisor.clone(), shared.clone());
+    let orders = Orders {
+        status: Box::new(move || report::server_status(&lent, &guard.status())),
+        load: Arc::new(load),
+        take: Box::new(move |newer: ServerConfig| {
+            let current = to.live.load_full();
+            let differing = current.differing(&newer);
+            logging::set_level(newer.log_level);
+            to.live.store(Arc::new(current.taking(&newer)));
+            cast(&coordinator, Reconfigure);
+            say_taken(&differing, SERVER_LIVE);
+        }),
+    };
+    let ended = threads.run(&supervisor, &ends, orders);
     if let Err(error) = smol::block_on(store.settle()) {
         log::warn!("{error}");
     }
@@ -420,18 +455,65 @@ fn wire_server(
     coordinator
 }
 
+/// What a node does on a signal, besides ending.
+struct Orders<C> {
+    /// The status, as the control socket tells it.
+    status: Box<dyn Fn() -> serde_json::Value + Send>,
+    load: Arc<dyn Fn() -> Result<C, ConfigError> + Send + Sync>,
+    /// Takes of a good configuration what can be taken, and says what.
+    take: Box<dyn FnMut(C) + Send>,
+}
+
+impl<C: Send + 'static> Orders<C> {
+    /// Writes the status to the log, as `eps-actor status` prints it.
+    fn say_status(&self) {
+        let mut text = Vec::new();
+        let printed = Status::read(&(self.status)())
+            .and_then(|status| Ok(crate::cli::status::print(&status, &mut text)?))
+            .map(|()| String::from_utf8_lossy(&text));
+        match printed {
+            Ok(text) => log::info!("SIGUSR1: status\n{}", text.trim_end()),
+            Err(error) => log::warn!("SIGUSR1: no status: {error}"),
+        }
+    }
+
+    /// Opens the log anew and reads the configuration again; a bad one changes nothing.
+    async fn reload(&mut self) {
+        logging::reopen();
+        let load = self.load.clone();
+        match smol::unblock(move || load()).await {
+            Ok(config) => (self.take)(config),
+            Err(problems) => log::error!("SIGHUP: the configuration is not taken; it goes on as before:\n{problems}"),
+        }
+    }
+}
+
+/// Says which keys of a new configuration hold from here on.
+fn say_taken(differing: &[&str], live: &[&str]) {
+    let (taken, waiting): (Vec<&str>, Vec<&str>) = differing.iter().partition(|key| live.contains(key));
+    let restart =
+        if waiting.is_empty() { String::new() } else { format!("; a restart is needed for {}", waiting.join(", ")) };
+    match taken.join(", ") {
+        none if none.is_empty() => log::info!("SIGHUP: nothing to take from the configuration{restart}"),
+        keys => log::info!("SIGHUP: taken from the configuration: {keys}{restart}"),
+    }
+}
+
 /// The node's threads: the caller's runs the control plane, one of its own the data plane.
 struct Threads {
     control: Arc<Executor<'static>>,
     data: Arc<Executor<'static>>,
     stop: Sender<()>,
     worker: std::thread::JoinHandle<()>,
+    /// Caught from the start on: until then they would end the process.
+    signals: NodeSignals,
     /// Addresses that nobody else holds: an actor without any would end.
     kept: std::sync::Mutex<Vec<Box<dyn std::any::Any + Send>>>,
 }
 
 impl Threads {
     fn start() -> Result<Self> {
+        let signals = NodeSignals::new().context("signals cannot be watched")?;
         let data = Arc::new(Executor::new());
         let (stop, stopped) = smol::channel::bounded::<()>(1);
         let runs = data.clone();
@@ -444,7 +526,7 @@ impl Threads {
                 }
             })
             .context("the data-plane thread cannot be started")?;
-        Ok(Self { control: Arc::new(Executor::new()), data, stop, worker, kept: std::sync::Mutex::default() })
+        Ok(Self { control: Arc::new(Executor::new()), data, stop, worker, signals, kept: std::sync::Mutex::default() })
     }
 
     fn keep(&self, address: impl std::any::Any + Send) {
@@ -457,13 +539,25 @@ impl Threads {
     }
 
     /// Runs the node until a signal, an [`Ending`] or the supervisor ends it; then stops every actor.
-    fn run(self, supervisor: &Supervisor, ends: &Receiver<Ending>) -> Result<()> {
-        let mut signals = StopSignals::new().context("signals cannot be watched")?;
+    fn run<C: Send + 'static>(
+        mut self,
+        supervisor: &Supervisor,
+        ends: &Receiver<Ending>,
+        mut orders: Orders<C>,
+    ) -> Result<()> {
+        let signals = &mut self.signals;
         let ended = smol::block_on(self.control.run(async {
             let signal = async {
-                let name = signals.next().await.unwrap_or("a signal");
-                log::info!("{name}: ending");
-                None
+                loop {
+                    match signals.next().await.unwrap_or(Asked::Stop("a signal")) {
+                        Asked::Stop(name) => {
+                            log::info!("{name}: ending");
+                            return None;
+                        }
+                        Asked::Status => orders.say_status(),
+                        Asked::Reload => orders.reload().await,
+                    }
+                }
             };
             let by_itself = async {
                 match ends.recv().await {

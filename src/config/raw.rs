@@ -127,6 +127,11 @@ keys! {
         invite_expiry: String,
         scorecard: Option<String>,
         log_level: String,
+        log: Option<String>,
+        log_format: String,
+        log_max_size: String,
+        log_max_age: String,
+        log_keep: u16,
     }
 }
 
@@ -148,6 +153,11 @@ keys! {
         control: String,
         scorecard: Option<String>,
         log_level: String,
+        log: Option<String>,
+        log_format: String,
+        log_max_size: String,
+        log_max_age: String,
+        log_keep: u16,
     }
 }
 

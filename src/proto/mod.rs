@@ -13,6 +13,7 @@ pub mod guard;
 pub mod issuer;
 pub mod lease;
 pub mod link;
+pub mod log_limit;
 pub mod map;
 pub mod noise;
 pub mod path;
