@@ -306,10 +306,11 @@ impl ServerLink {
     /// Every server and what became of it, for somebody who wonders why none answers.
     fn tried(&self) -> String {
         let servers = self.shared.config.servers.iter().zip(&self.lookups);
-        let tried = servers.map(|(server, Lookup { endpoints, error, .. })| {
+        let tried = servers.map(|(server, Lookup { endpoints, error, pending })| {
             let to: Vec<_> = endpoints.iter().map(|endpoint| endpoint.addr.to_string()).collect();
             match error {
                 Some(error) if to.is_empty() => format!("{}: {error}", server.host),
+                None if to.is_empty() && *pending => format!("{}: still being looked up", server.host),
                 Some(_) | None if to.len() == 1 && endpoints[0].addr.ip().to_string() == server.host => {
                     format!("UDP to {}", to[0])
                 }

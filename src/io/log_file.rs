@@ -182,6 +182,8 @@ struct LogFile {
     path: PathBuf,
     rotation: Rotation,
     file: File,
+    /// Pipes and devices are written to and never renamed.
+    is_regular: bool,
     size: u64,
     born: SystemTime,
 }
@@ -193,7 +195,7 @@ impl LogFile {
         let about = file.metadata()?;
         // Some file systems do not keep when a file was made; the last change is later, and a rotation too.
         let born = if about.len() == 0 { now } else { about.created().or_else(|_| about.modified())? };
-        Ok(Self { path: path.to_owned(), rotation, file, size: about.len(), born })
+        Ok(Self { path: path.to_owned(), rotation, file, is_regular: about.is_file(), size: about.len(), born })
     }
 
     fn reopen(&mut self, now: SystemTime) -> io::Result<()> {
@@ -218,7 +220,7 @@ impl LogFile {
     /// Writes all of these bytes or none.
     fn write(&mut self, records: &[u8], now: SystemTime) -> io::Result<()> {
         let is_full = self.size > 0 && self.size + records.len() as u64 > self.rotation.max_size;
-        if is_full || self.is_old(now) {
+        if self.is_regular && (is_full || self.is_old(now)) {
             self.rotate(now)?;
         }
         if let Err(error) = self.file.write_all(records) {
@@ -415,8 +417,7 @@ mod tests {
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
         // It takes 64 KiB and then blocks whoever writes.
         let mut reader = OpenOptions::new().read(true).write(true).open(&pipe).expect("a reader");
-        let rotation = Rotation { max_size: u64::MAX, max_age: None, keep: 0 };
-        let sink = LogSink::open(&pipe, rotation, |_| {}, |text| text.into()).expect("a log");
+        let sink = LogSink::open(&pipe, ROTATION, |_| {}, |text| text.into()).expect("a log");
         let start = std::time::Instant::now();
         for _ in 0..4096 {
             sink.push(&[b'a'; 1024]);
@@ -426,6 +427,7 @@ mod tests {
         let mut some = [0; 1024];
         reader.read_exact(&mut some).expect("written");
         assert!(some.ends_with(b"aaaa"), "what was taken is written");
+        assert_eq!(names(&path), ["pipe"], "only files are rotated");
     }
 
     fn sink(path: &Path, complain: impl Fn(&str) + Send + 'static) -> LogSink {

@@ -18,6 +18,7 @@ mod members;
 mod memory;
 mod nat;
 mod offload;
+mod options;
 mod secrecy;
 #[path = "../shared/turn.rs"]
 mod turn;
