@@ -154,7 +154,9 @@ impl EventLog {
     const KEPT: usize = 32;
 
     pub fn say(&self, text: String) {
-        self.events().say(text);
+        // Not under the lock: who asks for the status does not wait for the log.
+        log::info!("{text}");
+        self.events().keep(text);
     }
 
     /// Says something of a kind that others decide the number of; what is too much is summed up by [`summarize`].
@@ -162,17 +164,17 @@ impl EventLog {
     /// [`summarize`]: Self::summarize
     pub fn say_limited(&self, kind: &'static str, text: String, now: Instant) {
         self.summarize(now);
-        let mut events = self.events();
-        if events.limit.admits(kind, now) {
-            events.say(text);
+        let admitted = self.events().limit.admits(kind, now);
+        if admitted {
+            self.say(text);
         }
     }
 
     /// Says how much was held back in minutes that are over.
     pub fn summarize(&self, now: Instant) {
-        let mut events = self.events();
-        while let Some(summary) = events.limit.poll_summary(now) {
-            events.say(summary.to_string());
+        loop {
+            let Some(summary) = self.events().limit.poll_summary(now) else { return };
+            self.say(summary.to_string());
         }
     }
 
@@ -186,8 +188,7 @@ impl EventLog {
 }
 
 impl Events {
-    fn say(&mut self, text: String) {
-        log::info!("{text}");
+    fn keep(&mut self, text: String) {
         if self.last.len() == EventLog::KEPT {
             self.last.pop_front();
         }

@@ -17,6 +17,7 @@ use super::ext::{Caster, Service, StopReason};
 use crate::counters::{DropReason, add};
 use crate::ids::{MacAddr, PeerIdx};
 use crate::io::batch::SendBatch;
+use crate::io::files::FileError;
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
@@ -206,7 +207,7 @@ impl PeerTable {
         let shared = self.shared.clone();
         self.saving = Some(smol::unblock(move || {
             if let Err(error) = shared.state.write_atomic(MAP_FILE, &bytes) {
-                log::warn!("the member map cannot be written: {error}");
+                say_unsaved(&error);
             }
         }));
     }
@@ -275,6 +276,12 @@ impl PeerTable {
     }
 }
 
+/// The server decides how often there is a map to write.
+fn say_unsaved(error: &FileError) {
+    let text = format_args!("the member map cannot be written: {error}");
+    logging::limited(Instant::now(), Level::Warn, "unsaved maps", text);
+}
+
 impl Actor for PeerTable {
     type Stop = StopReason;
 
@@ -285,7 +292,7 @@ impl Actor for PeerTable {
                 // Who gave its lease back keeps no map.
                 let left = matches!(SavedNetwork::load(&self.shared.state), Ok(None));
                 if !left && let Err(error) = self.shared.state.write_atomic(MAP_FILE, &core.save()) {
-                    log::warn!("the member map cannot be written: {error}");
+                    say_unsaved(&error);
                 }
             }
             self.drain(Instant::now());

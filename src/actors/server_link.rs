@@ -209,7 +209,8 @@ impl ServerLink {
         }
         saved.set_lease(certificate, trust.epoch(), name);
         if let Err(error) = saved.save(&self.shared.state) {
-            log::warn!("the lease cannot be written down: {error}");
+            let text = format_args!("the lease cannot be written down: {error}");
+            logging::limited(now, Level::Warn, "unsaved leases", text);
         }
         self.casts.joined.cast(Joined { pinned, certificate: *certificate, epoch: trust.epoch() });
         self.take_lease(&parsed, name, now);

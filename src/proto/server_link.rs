@@ -794,3 +794,33 @@ pub fn join(fingerprint: [u8; 16], token: Option<&crate::wire::join::Token>) -> 
     let token = token.unwrap_or(&open);
     Join { fingerprint, token_id: token.id(), psk: Zeroizing::new(*token.psk()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::crypto::Suites;
+    use super::super::link::no_psk;
+    use super::super::noise::Identity;
+    use super::*;
+
+    #[test]
+    fn of_many_servers_every_one_is_tried_and_few_at_once() {
+        let now = Instant::now();
+        let identity = Identity::generate(&mut StdRng::seed_from_u64(1));
+        let node = Node::new(identity, NetworkId(0), no_psk(), Suites::of_this_machine(), 1);
+        let mut link = ServerLink::new(node, "a".into(), None, Some(join([1; 16], None)), now, [2; 32]);
+        let servers: Vec<_> = (1..=20).map(|n| Endpoint::udp(([192, 0, 2, n], 43439).into())).collect();
+        link.set_servers(servers.clone(), now);
+        let mut tried = Vec::new();
+        for _ in 0..3 {
+            let at = link.poll_timeout().expect("it goes on trying");
+            link.handle_timeout(at);
+            let before = tried.len();
+            while let Some(output) = link.poll_output() {
+                let Output::Send { to, .. } = output else { continue };
+                tried.push(to);
+            }
+            assert!((1..=AT_ONCE).contains(&(tried.len() - before)));
+        }
+        assert!(servers.iter().all(|server| tried.contains(server)), "{tried:?}");
+    }
+}
