@@ -35,6 +35,7 @@ pub mod counters;
 pub mod ids;
 #[allow(unsafe_code, clippy::disallowed_methods, reason = "the one room that may speak to the kernel")]
 pub mod io;
+pub mod logging;
 pub mod messages;
 pub mod proto;
 #[allow(clippy::disallowed_methods, clippy::print_stdout, reason = "tells how long things take, and says how to join")]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -17,6 +17,7 @@ use crate::io::tap_slot::TapSlot;
 use crate::io::uplinks::Uplinks;
 use crate::proto::crypto::{Secret32, Suites};
 use crate::proto::link::{Node, no_psk};
+use crate::proto::log_limit::LogLimit;
 use crate::proto::map::{hex, unhex};
 use crate::proto::noise::Identity;
 use crate::proto::peers::PeerDescription;
@@ -141,22 +142,57 @@ impl SavedNetwork {
 
 /// The last things that happened, for `status`; each is logged as well.
 #[derive(Default)]
-pub struct EventLog(Mutex<VecDeque<String>>);
+pub struct EventLog(Mutex<Events>);
+
+#[derive(Default)]
+struct Events {
+    last: VecDeque<String>,
+    limit: LogLimit,
+}
 
 impl EventLog {
     const KEPT: usize = 32;
 
     pub fn say(&self, text: String) {
+        // Not under the lock: who asks for the status does not wait for the log.
         log::info!("{text}");
-        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if events.len() == Self::KEPT {
-            events.pop_front();
+        self.events().keep(text);
+    }
+
+    /// Says something of a kind that others decide the number of; what is too much is summed up by [`summarize`].
+    ///
+    /// [`summarize`]: Self::summarize
+    pub fn say_limited(&self, kind: &'static str, text: String, now: Instant) {
+        self.summarize(now);
+        let admitted = self.events().limit.admits(kind, now);
+        if admitted {
+            self.say(text);
         }
-        events.push_back(text);
+    }
+
+    /// Says how much was held back in minutes that are over.
+    pub fn summarize(&self, now: Instant) {
+        loop {
+            let Some(summary) = self.events().limit.poll_summary(now) else { return };
+            self.say(summary.to_string());
+        }
     }
 
     pub fn list(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.events().last.iter().cloned().collect()
+    }
+
+    fn events(&self) -> MutexGuard<'_, Events> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Events {
+    fn keep(&mut self, text: String) {
+        if self.last.len() == EventLog::KEPT {
+            self.last.pop_front();
+        }
+        self.last.push_back(text);
     }
 }
 
@@ -201,4 +237,24 @@ pub fn seed() -> [u8; 32] {
     let mut seed = [0; 32];
     aws_lc_rs::rand::fill(&mut seed).expect("the system has randomness");
     seed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::log_limit::{BUDGET, WINDOW};
+
+    #[test]
+    fn a_thousand_silent_members_are_a_few_lines_and_a_sum() {
+        let (events, start) = (EventLog::default(), Instant::now());
+        events.say("before".into());
+        for member in 0..1000 {
+            events.say_limited("unreachable members", format!("m{member} cannot be reached"), start);
+        }
+        assert_eq!(events.list().len(), 1 + BUDGET as usize);
+        assert_eq!(events.list()[0], "before", "what else happened is still there to be seen");
+        events.summarize(start + WINDOW);
+        let last = events.list().pop().expect("a line");
+        assert_eq!(last, "unreachable members: 980 more like this in the last minute");
+    }
 }

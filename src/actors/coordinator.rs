@@ -19,7 +19,10 @@ use crate::config::{Network6, ServerConfig};
 use crate::counters::{Counters, add};
 use crate::ids::{Endpoint, NetworkId};
 use crate::io::uplinks::Uplinks;
-use crate::messages::coordinator::{Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Published, Stored};
+use crate::logging;
+use crate::messages::coordinator::{
+    Invite, Kick, MemberControl, MemberInbound, NetworkDescription, Published, Reconfigure, Stored,
+};
 use crate::messages::relay::{Bind, Place};
 use crate::messages::store::{Apply, Load};
 use crate::proto::clock::ClockWatch;
@@ -42,7 +45,10 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Held by the wiring, lent to the actors of a server.
 pub struct ServerShared {
+    /// As of the start.
     pub config: ServerConfig,
+    /// The same with what has been taken over since.
+    pub live: ArcSwap<ServerConfig>,
     /// Node key and signing seed.
     pub secrets: (Secret32, Secret32),
     pub members: Arc<ArcSwap<MemberView>>,
@@ -91,9 +97,17 @@ pub fn pool(config: &ServerConfig, network: NetworkId) -> Result<Pool, PoolError
         Network6::None => None,
         Network6::Prefix(prefix) => Some(prefix),
     };
-    let pins = config.members.iter().filter_map(|pin| Some((pin.name.clone(), pin.address?))).collect();
+    let pins = pins(config);
     let order = if config.sequential { Order::Sequential } else { Order::Random };
     Pool::new(PoolConfig { network: config.network, network6, order, pins, network_id: network })
+}
+
+fn pins(config: &ServerConfig) -> BTreeMap<String, std::net::Ipv4Addr> {
+    config.members.iter().filter_map(|pin| Some((pin.name.clone(), pin.address?))).collect()
+}
+
+fn rights(config: &ServerConfig) -> BTreeMap<String, u8> {
+    config.members.iter().map(|pin| (pin.name.clone(), pin.rights)).collect()
 }
 
 /// A unique local prefix (RFC 4193) of the network's own: fd, 40 bits of a hash of its id, subnet 0, /64.
@@ -140,13 +154,13 @@ impl Coordinator {
         if !self.casts.apply.cast(Apply { id: u64::MAX, ops: vec![StoreOp::PutNetwork(network)] }) {
             return Err("the store is busy".into());
         }
-        let config = &self.shared.config;
+        let config = &*self.shared.live.load_full();
         let pool = pool(config, network.id).map_err(|error| error.to_string())?;
         self.capacity = pool.capacity();
         self.network6 = pool.network6();
         let settings = Settings {
             open: config.open,
-            rights: config.members.iter().map(|pin| (pin.name.clone(), pin.rights)).collect(),
+            rights: rights(config),
             prefix4: config.network.prefix_len(),
             prefix6: pool.network6().map_or(0, |net| net.prefix_len()),
         };
@@ -156,6 +170,16 @@ impl Coordinator {
         let unix = unix_time().as_secs();
         let parts = (node, Signer::from_seed(seed), pool, settings);
         Ok(Core::new(parts, network, stored, (Instant::now(), unix), super::client::seed()))
+    }
+
+    /// Gives the core what the configuration says by now; members that are known may have got other rights in it.
+    fn reconfigure(&mut self, now: Instant) {
+        let config = self.shared.live.load_full();
+        let Some(core) = &mut self.core else { return };
+        if let Err(error) = core.reconfigure(config.open, rights(&config), pins(&config), now) {
+            log::warn!("what the configuration says of members is not taken: {error}");
+        }
+        self.changed = true;
     }
 
     fn drain(&mut self, now: Instant) {
@@ -210,7 +234,8 @@ impl Coordinator {
                         | Event::Removed { .. }
                         | Event::StoreFailed { .. } => {}
                     }
-                    self.shared.events.say(words(&event));
+                    let (kind, text) = words(&event);
+                    self.shared.events.say_limited(kind, text, now);
                 }
             }
         }
@@ -258,15 +283,16 @@ impl Coordinator {
     }
 }
 
-fn words(event: &Event) -> String {
+/// The kind, for the limit of lines of a kind, and the line.
+fn words(event: &Event) -> (&'static str, String) {
     match event {
-        Event::Joined { name, addr, from } => format!("{name} joined from {from}, leased {addr}"),
-        Event::Attached { name, from } => format!("{name} connected from {from}"),
-        Event::Moved { name, from } => format!("{name} speaks from {from}"),
-        Event::Left { name, why } => format!("{name} left: {why}"),
-        Event::Refused { name, why } => format!("{name} was refused: {why}"),
-        Event::Removed { name } => format!("{name} was removed; its lease is free"),
-        Event::StoreFailed { why } => format!("the store failed: {why}"),
+        Event::Joined { name, addr, from } => ("new members", format!("{name} joined from {from}, leased {addr}")),
+        Event::Attached { name, from } => ("connected members", format!("{name} connected from {from}")),
+        Event::Moved { name, from } => ("moved members", format!("{name} speaks from {from}")),
+        Event::Left { name, why } => ("members that left", format!("{name} left: {why}")),
+        Event::Refused { name, why } => ("refused members", format!("{name} was refused: {why}")),
+        Event::Removed { name } => ("removed members", format!("{name} was removed; its lease is free")),
+        Event::StoreFailed { why } => ("failures of the store", format!("the store failed: {why}")),
     }
 }
 
@@ -276,7 +302,7 @@ impl Actor for Coordinator {
     async fn started(&mut self, _: &Mailbox<Self>) -> Result<(), StopReason> {
         let core = self.load().await.map_err(StopReason::Failed)?;
         self.core = Some(core);
-        self.changed = true;
+        self.reconfigure(Instant::now());
         // Sessions of a core before this one are void: who uses them is told so, and makes new ones.
         self.shared.members.store(Arc::default());
         self.drain(Instant::now());
@@ -308,6 +334,8 @@ impl Service for Coordinator {
         }
         if now >= self.refresh_at {
             self.refresh_at = now + REFRESH;
+            self.shared.events.summarize(now);
+            logging::summarize(now);
             if let Some(jump) = self.clock.look(now, unix_time()) {
                 self.shared.events.say(jump.to_string());
             }
@@ -387,6 +415,14 @@ impl Handler<Invite> for Coordinator {
         if let Some(core) = &mut self.core {
             core.invite(request, expires_unix, uses);
         }
+    }
+}
+
+impl Handler<Reconfigure> for Coordinator {
+    type Return = ();
+
+    async fn handle(&mut self, Reconfigure: Reconfigure, _: &mut Context<Self>) {
+        self.reconfigure(Instant::now());
     }
 }
 

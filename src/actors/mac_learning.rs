@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use log::Level;
 use xtra::{Actor, Context, Handler};
 
 use super::ext::{Service, StopReason};
+use crate::logging;
 use crate::messages::mac_learning::{Learn, Members};
 use crate::proto::fdb::Fdb;
 use crate::view::FdbView;
@@ -46,9 +48,9 @@ impl Service for MacLearning {
         self.fdb.handle_timeout(now);
     }
 
-    fn settle(&mut self, _now: Instant) {
+    fn settle(&mut self, now: Instant) {
         while let Some(event) = self.fdb.poll_event() {
-            log::debug!("forwarding database: {event:?}");
+            logging::limited(now, Level::Debug, "stations", format_args!("forwarding database: {event:?}"));
             self.changed = true;
         }
         if std::mem::take(&mut self.changed) {

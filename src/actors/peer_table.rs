@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use xtra::{Actor, Context, Handler};
 
 use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed, unix_time};
@@ -16,6 +17,8 @@ use super::ext::{Caster, Service, StopReason};
 use crate::counters::{DropReason, add};
 use crate::ids::{MacAddr, PeerIdx, PublicKey};
 use crate::io::batch::SendBatch;
+use crate::io::files::FileError;
+use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
     Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
@@ -141,7 +144,7 @@ impl PeerTable {
                     self.casts.map_at.cast(MapAt(version));
                 }
                 Output::Save => self.save(),
-                Output::Event(event) => self.tell(&event),
+                Output::Event(event) => self.tell(&event, now),
             }
         }
         if std::mem::take(&mut self.changed) {
@@ -216,38 +219,38 @@ impl PeerTable {
         let shared = self.shared.clone();
         self.saving = Some(smol::unblock(move || {
             if let Err(error) = shared.state.write_atomic(MAP_FILE, &bytes) {
-                log::warn!("the member map cannot be written: {error}");
+                say_unsaved(&error);
             }
         }));
     }
 
-    fn tell(&self, event: &Event) {
+    fn tell(&self, event: &Event, now: Instant) {
         let counters = &self.shared.views.counters;
-        let text = match event {
+        let (kind, text) = match event {
             Event::Session { peer, route } => {
                 add(&counters.handshakes_done, 1);
-                log::debug!("session with {peer} by {route}");
+                logging::limited(now, Level::Debug, "sessions", format_args!("session with {peer} by {route}"));
                 return;
             }
             Event::PathChanged { peer, to: Some(route) } if route.is_direct() => {
                 add(&counters.paths_validated, 1);
-                format!("{peer}: direct by {}", route.endpoint)
+                ("direct paths", format!("{peer}: direct by {}", route.endpoint))
             }
-            Event::PathChanged { peer, to: Some(_) } => format!("{peer}: by the server's relay"),
+            Event::PathChanged { peer, to: Some(_) } => ("relayed paths", format!("{peer}: by the server's relay")),
             Event::PathChanged { .. } => return,
             Event::PathLost { peer, route } => {
                 add(&counters.paths_lost, 1);
-                format!("{peer}: {} does not answer", route.endpoint)
+                ("lost paths", format!("{peer}: {} does not answer", route.endpoint))
             }
-            Event::Left { peer } => format!("{peer} has left"),
-            Event::Unreachable { peer } => format!("{peer} cannot be reached"),
+            Event::Left { peer } => ("members that left", format!("{peer} has left")),
+            Event::Unreachable { peer } => ("unreachable members", format!("{peer} cannot be reached")),
             Event::OwnRevoked => {
                 self.end_removed();
                 return;
             }
-            Event::Revoked { peer } => format!("{peer} is no member any more"),
+            Event::Revoked { peer } => ("removed members", format!("{peer} is no member any more")),
         };
-        self.shared.events.say(text);
+        self.shared.events.say_limited(kind, text, now);
     }
 
     /// The network has removed us, and signed that it did.
@@ -285,6 +288,12 @@ impl PeerTable {
     }
 }
 
+/// The server decides how often there is a map to write.
+fn say_unsaved(error: &FileError) {
+    let text = format_args!("the member map cannot be written: {error}");
+    logging::limited(Instant::now(), Level::Warn, "unsaved maps", text);
+}
+
 impl Actor for PeerTable {
     type Stop = StopReason;
 
@@ -295,7 +304,7 @@ impl Actor for PeerTable {
                 // Who gave its lease back keeps no map.
                 let left = matches!(SavedNetwork::load(&self.shared.state), Ok(None));
                 if !left && let Err(error) = self.shared.state.write_atomic(MAP_FILE, &core.save()) {
-                    log::warn!("the member map cannot be written: {error}");
+                    say_unsaved(&error);
                 }
             }
             self.drain(Instant::now());
@@ -318,6 +327,8 @@ impl Service for PeerTable {
         }
         if now >= self.refresh_at {
             self.refresh_at = now + REFRESH;
+            self.shared.events.summarize(now);
+            logging::summarize(now);
             if let Some(jump) = self.clock.look(now, unix_time()) {
                 self.shared.events.say(jump.to_string());
             }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use smol::channel::Sender;
 use xtra::{Actor, Context, Handler, Mailbox};
 
@@ -15,6 +16,7 @@ use super::ext::{Caster, Service, StopReason};
 use crate::counters::{DropReason, add};
 use crate::ids::{Endpoint, UplinkId};
 use crate::io::netlink::{Netlink, NetlinkWatch};
+use crate::logging;
 use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
 use crate::messages::server_link::{
     MapAt, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl, ServerInbound,
@@ -29,6 +31,8 @@ use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind};
 
 /// How often names are looked up while the server is away.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
+/// Addresses that all names of the server may stand for together.
+const ENDPOINTS_MAX: usize = 64;
 /// Changes of interfaces are gathered for this long before they are acted on.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -52,6 +56,8 @@ pub struct ServerLink {
     released: Option<Sender<()>>,
     published: (bool, Option<Endpoint>),
     endpoints: Vec<Endpoint>,
+    /// One for each server of the configuration.
+    lookups: Vec<Lookup>,
     said_waiting: bool,
     said_unresolved: bool,
     heard_ms: Option<u64>,
@@ -59,6 +65,16 @@ pub struct ServerLink {
     /// The server has been there since this start.
     attached_once: bool,
     goodbye: bool,
+}
+
+/// What is known of a server's name.
+#[derive(Default, Clone)]
+struct Lookup {
+    /// As of the last look-up that succeeded.
+    endpoints: Vec<Endpoint>,
+    /// Why the last one failed, if it did.
+    error: Option<String>,
+    pending: bool,
 }
 
 impl ServerLink {
@@ -89,6 +105,7 @@ impl ServerLink {
             released: None,
             published: (false, None),
             endpoints: Vec::new(),
+            lookups: Vec::new(),
             said_waiting: false,
             said_unresolved: false,
             heard_ms: None,
@@ -105,22 +122,26 @@ impl ServerLink {
                 Output::Send { to, datagram } => sends.push((to, datagram)),
                 Output::SessionsChanged => changed = true,
                 Output::Pinned(pinned) => self.pin(&pinned),
-                Output::Leased { certificate, epoch, name } => self.leased(&certificate, epoch, &name),
+                Output::Leased { certificate, epoch, name } => self.leased(&certificate, epoch, &name, now),
                 Output::Attached(endpoint) => {
                     (changed, self.attached_once) = (true, true);
                     self.casts.place.cast(ServerPlace(Some(endpoint)));
-                    self.shared.events.say(format!("connected to the server at {endpoint}"));
+                    let text = format!("connected to the server at {endpoint}");
+                    self.shared.events.say_limited("connections to the server", text, now);
                 }
                 Output::Detached => {
                     changed = true;
                     self.casts.place.cast(ServerPlace(None));
-                    self.shared.events.say("the server does not answer; known peers stay reachable".into());
+                    let text = "the server does not answer; known peers stay reachable".into();
+                    self.shared.events.say_limited("silences of the server", text, now);
                 }
                 Output::Passed(message) => {
                     self.casts.from_server.cast(FromServer(message));
                 }
-                Output::Observed(addr) => log::debug!("the server sees us at {addr}"),
-                Output::Refused(refusal) => self.refused(&refusal),
+                Output::Observed(addr) => {
+                    logging::limited(now, Level::Debug, "own addresses", format_args!("the server sees us at {addr}"));
+                }
+                Output::Refused(refusal) => self.refused(&refusal, now),
                 Output::Released => {
                     if let Some(released) = self.released.take() {
                         // Nobody waits any more if this fails.
@@ -142,10 +163,9 @@ impl ServerLink {
             self.shared.uplinks.send(to, &datagram);
         }
         if self.core.is_unanswered(now) && !std::mem::replace(&mut self.said_waiting, true) {
-            let servers: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.addr.to_string()).collect();
             self.shared.events.say(format!(
-                "no answer from the server yet (UDP to {}); still trying. Is it running, and is its UDP port open?",
-                servers.join(", ")
+                "no answer from the server yet ({}); still trying. Is it running, and is its UDP port open?",
+                self.tried()
             ));
         }
     }
@@ -176,13 +196,14 @@ impl ServerLink {
         }
     }
 
-    fn leased(&self, certificate: &[u8; CERT_LEN], epoch: u64, name: &str) {
+    fn leased(&self, certificate: &[u8; CERT_LEN], epoch: u64, name: &str, now: Instant) {
         let Some(pinned) = *self.shared.pinned.load_full() else { return };
         let saved = SavedNetwork::load(&self.shared.state).ok().flatten();
         let known = saved.as_ref().and_then(SavedNetwork::lease).map_or(0, |(_, epoch)| epoch);
         let mut trust = Trust::new(pinned.network, pinned.signer, epoch.max(known));
         let Ok(parsed) = trust.check(certificate) else {
-            log::warn!("the server sent a certificate that its own key does not prove");
+            let text = format_args!("the server sent a certificate that its own key does not prove");
+            logging::limited(now, Level::Warn, "unproven certificates", text);
             return;
         };
         if parsed.key != self.shared.key {
@@ -194,13 +215,14 @@ impl ServerLink {
         }
         saved.set_lease(certificate, trust.epoch(), name);
         if let Err(error) = saved.save(&self.shared.state) {
-            log::warn!("the lease cannot be written down: {error}");
+            let text = format_args!("the lease cannot be written down: {error}");
+            logging::limited(now, Level::Warn, "unsaved leases", text);
         }
         self.casts.joined.cast(Joined { pinned, certificate: *certificate, epoch: trust.epoch() });
-        self.take_lease(&parsed, name);
+        self.take_lease(&parsed, name, now);
     }
 
-    fn take_lease(&self, certificate: &Certificate, name: &str) {
+    fn take_lease(&self, certificate: &Certificate, name: &str, now: Instant) {
         let known = self.shared.lease.load_full();
         let same = known
             .as_ref()
@@ -210,20 +232,21 @@ impl ServerLink {
         self.casts.configure.cast(Configure);
         if !same {
             let six = certificate.ip6.map(|ip6| format!(" and {ip6}/{}", certificate.prefix6)).unwrap_or_default();
-            self.shared
-                .events
-                .say(format!("this machine is {name:?} at {}/{}{six}", certificate.ip4, certificate.prefix4));
+            let text = format!("this machine is {name:?} at {}/{}{six}", certificate.ip4, certificate.prefix4);
+            self.shared.events.say_limited("leases", text, now);
         }
     }
 
-    fn refused(&mut self, refusal: &Refusal) {
+    fn refused(&mut self, refusal: &Refusal, now: Instant) {
         let text = refusal.to_string();
-        self.shared.events.say(text.clone());
+        self.shared.events.say_limited("refusals by the server", text.clone(), now);
         let fatal = match refusal {
             // Anybody on the way could say so: peers stay reachable, and the server is asked again.
             Refusal::NotAMember => false,
             // Somebody sits there and waits for this join line; nothing has been built on it yet.
-            Refusal::Token | Refusal::OtherServer => !self.attached_once,
+            Refusal::Token => !self.attached_once,
+            // Of several addresses another may be the right one.
+            Refusal::OtherServer => !self.attached_once && self.endpoints.len() < 2,
             // With a lease in hand the network goes on; without one there is nothing to do here.
             Refusal::Lease { .. } => self.shared.lease.load().is_none(),
         };
@@ -232,22 +255,76 @@ impl ServerLink {
         }
     }
 
+    /// Looks up every name, side by side: one that takes long keeps nobody waiting.
     fn resolve(&mut self) {
-        let servers = self.shared.config.servers.clone();
-        let tell = self.casts.own.0.clone();
-        self.tasks.push(smol::spawn(async move {
-            let mut found = Vec::new();
-            let mut failed = Vec::new();
-            for server in &servers {
-                match smol::net::resolve((server.host.as_str(), server.port)).await {
-                    Ok(addresses) => found.extend(addresses.into_iter().map(Endpoint::udp)),
-                    Err(error) => failed.push(format!("{}: {error}", server.host)),
+        let servers = &self.shared.config.servers;
+        self.lookups.resize(servers.len(), Lookup::default());
+        for (index, server) in servers.iter().cloned().enumerate() {
+            self.lookups[index].pending = true;
+            let tell = self.casts.own.0.clone();
+            self.tasks.push(smol::spawn(async move {
+                let found = smol::net::resolve((server.host.as_str(), server.port)).await;
+                let found = found.map(|addresses| addresses.into_iter().map(Endpoint::udp).collect());
+                tell.cast(Resolved::Name(index, found.map_err(|error| error.to_string())));
+            }));
+        }
+    }
+
+    /// Takes what a name stands for, and tries it at once. When all names have been looked up, says which failed.
+    fn resolved(&mut self, index: usize, found: Result<Vec<Endpoint>, String>, now: Instant) {
+        let Some(lookup) = self.lookups.get_mut(index) else { return };
+        lookup.pending = false;
+        match found {
+            Ok(endpoints) => *lookup = Lookup { endpoints, ..Lookup::default() },
+            Err(error) => lookup.error = Some(error),
+        }
+        let mut all: Vec<Endpoint> = self.lookups.iter().flat_map(|lookup| lookup.endpoints.iter().copied()).collect();
+        all.sort_by_key(|endpoint| endpoint.uplink);
+        all.truncate(ENDPOINTS_MAX);
+        if !all.is_empty() {
+            self.endpoints.clone_from(&all);
+            self.core.set_servers(all, now);
+            self.publish();
+        }
+        if self.lookups.iter().any(|lookup| lookup.pending) {
+            return;
+        }
+        self.schedule_resolve(RESOLVE_AGAIN);
+        let servers = self.shared.config.servers.iter().zip(&self.lookups);
+        let failed: Vec<_> = servers
+            .filter_map(|(server, lookup)| Some(format!("{}: {}", server.host, lookup.error.as_ref()?)))
+            .collect();
+        if failed.is_empty() {
+            return;
+        }
+        let why = failed.join("; ");
+        let text = if self.endpoints.is_empty() {
+            format!("the server's name cannot be resolved ({why}); check the name and this machine's DNS")
+        } else {
+            format!("a server's name cannot be resolved ({why}); the others are tried")
+        };
+        if self.endpoints.is_empty() && self.shared.pinned.load().is_none() {
+            let _ = self.shared.end.try_send(Ending::Failed(text));
+        } else if !std::mem::replace(&mut self.said_unresolved, true) {
+            self.shared.events.say(text);
+        }
+    }
+
+    /// Every server and what became of it, for somebody who wonders why none answers.
+    fn tried(&self) -> String {
+        let servers = self.shared.config.servers.iter().zip(&self.lookups);
+        let tried = servers.map(|(server, Lookup { endpoints, error, pending })| {
+            let to: Vec<_> = endpoints.iter().map(|endpoint| endpoint.addr.to_string()).collect();
+            match error {
+                Some(error) if to.is_empty() => format!("{}: {error}", server.host),
+                None if to.is_empty() && *pending => format!("{}: still being looked up", server.host),
+                Some(_) | None if to.len() == 1 && endpoints[0].addr.ip().to_string() == server.host => {
+                    format!("UDP to {}", to[0])
                 }
+                Some(_) | None => format!("UDP to {}: {}", server.host, to.join(" and ")),
             }
-            found.sort_by_key(|endpoint| endpoint.uplink);
-            let result = if found.is_empty() { Err(failed.join("; ")) } else { Ok(found) };
-            tell.cast(Resolved(result));
-        }));
+        });
+        tried.collect::<Vec<_>>().join(", ")
     }
 
     /// Follows the machine's addresses; what it finds comes back as a message.
@@ -274,8 +351,7 @@ impl ServerLink {
         let tell = self.casts.own.0.clone();
         self.tasks.push(smol::spawn(async move {
             smol::Timer::after(after).await;
-            // An empty answer asks for the next look-up.
-            tell.cast(Resolved(Ok(Vec::new())));
+            tell.cast(Resolved::Again);
         }));
     }
 }
@@ -402,31 +478,11 @@ impl Handler<MapAt> for ServerLink {
 impl Handler<Resolved> for ServerLink {
     type Return = ();
 
-    async fn handle(&mut self, Resolved(result): Resolved, _: &mut Context<Self>) {
-        match result {
-            Ok(found) if found.is_empty() => {
-                if self.core.is_attached() {
-                    self.schedule_resolve(RESOLVE_AGAIN);
-                } else {
-                    self.resolve();
-                }
-            }
-            Ok(found) => {
-                self.endpoints.clone_from(&found);
-                self.core.set_servers(found, Instant::now());
-                self.publish();
-                self.schedule_resolve(RESOLVE_AGAIN);
-            }
-            Err(why) => {
-                let text =
-                    format!("the server's name cannot be resolved ({why}); check the name and this machine's DNS");
-                if self.shared.pinned.load().is_none() {
-                    let _ = self.shared.end.try_send(Ending::Failed(text));
-                } else if !std::mem::replace(&mut self.said_unresolved, true) {
-                    self.shared.events.say(text);
-                }
-                self.schedule_resolve(RESOLVE_AGAIN);
-            }
+    async fn handle(&mut self, resolved: Resolved, _: &mut Context<Self>) {
+        match resolved {
+            Resolved::Name(index, found) => self.resolved(index, found, Instant::now()),
+            Resolved::Again if self.core.is_attached() => self.schedule_resolve(RESOLVE_AGAIN),
+            Resolved::Again => self.resolve(),
         }
     }
 }

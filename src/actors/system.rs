@@ -19,10 +19,10 @@ use super::client::{ClientShared, Ending, EventLog, SavedNetwork, next_boot, nod
 use super::control::Control;
 use super::coordinator::{Coordinator, CoordinatorCasts, ServerShared, pool};
 use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
-use super::ext::Caster;
+use super::ext::{Caster, cast};
 use super::mac_learning::MacLearning;
-use super::names::Names;
 use super::metrics::Metrics;
+use super::names::Names;
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
@@ -32,7 +32,8 @@ use super::supervisor::{Policy, Supervisor};
 use super::tap_reader::TapReader;
 use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
-use crate::config::{ClientConfig, ServerConfig};
+use crate::cli::reply::Status;
+use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerConfig};
 use crate::counters::Counters;
 use crate::ids::{NetworkId, UplinkId};
 use crate::io::batch::SendBatch;
@@ -40,13 +41,15 @@ use crate::io::control_socket::ControlListener;
 use crate::io::files::{FileError, StateDir};
 use crate::io::http::PageListener;
 use crate::io::poll;
-use crate::io::signals::StopSignals;
+use crate::io::signals::{Asked, NodeSignals};
 use crate::io::store::SqliteStore;
 use crate::io::tap::{Tap, TapConfig};
 use crate::io::tap_slot::TapSlot;
 use crate::io::tcp::TcpListen;
 use crate::io::udp::{BindError, UdpUplink};
 use crate::io::uplinks::Uplinks;
+use crate::logging;
+use crate::messages::coordinator::Reconfigure;
 use crate::proto::crypto::{Trust, enrol_mac1_key, mac1_key};
 use crate::proto::link::no_psk;
 use crate::proto::noise::Identity;
@@ -66,12 +69,15 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// All goodbyes must be said within this, to end within a second.
 const STOP_WITHIN: Duration = Duration::from_millis(700);
 
-/// Runs a client until it is told to stop.
+/// Runs a client until it is told to stop. `load` reads the configuration again.
 ///
 /// # Errors
 ///
 /// What keeps it from starting, or ended it: one line that says what to do.
-pub fn run_client(config: ClientConfig) -> Result<()> {
+pub fn run_client(
+    config: ClientConfig,
+    load: impl Fn() -> Result<ClientConfig, ConfigError> + Send + Sync + 'static,
+) -> Result<()> {
     // Before anything is written or an invitation used: can this process have a TAP at all?
     drop(Tap::open(&tap_config(&config))?);
     let state = state_dir(&config.state)?;
@@ -81,8 +87,19 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     let (shared, ends) = client_shared(config, state)?;
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
-    wire_client(&shared, &supervisor, &threads, control, metrics);
-    let ended = threads.run(&supervisor, &ends);
+    let sampler = wire_client(&shared, &supervisor, &threads, control, metrics);
+    let mut current = shared.config.clone();
+    let orders = Orders {
+        status: Box::new(move || report::json::status(&sampler.take(Instant::now()))),
+        load: Arc::new(load),
+        take: Box::new(move |newer: ClientConfig| {
+            let differing = current.differing(&newer);
+            current.log_level = newer.log_level;
+            logging::set_level(newer.log_level);
+            say_taken(&differing, CLIENT_LIVE);
+        }),
+    };
+    let ended = threads.run(&supervisor, &ends, orders);
     shared.slot.set(None);
     ended
 }
@@ -204,7 +221,7 @@ fn wire_client(
     threads: &Threads,
     control: Arc<ControlListener>,
     metrics: Option<Arc<PageListener>>,
-) {
+) -> Arc<Sampler> {
     let counters = shared.views.counters.clone();
     let (fdb, fdb_mailbox) = Mailbox::<MacLearning>::bounded(MAILBOX);
     let (peers, peers_mailbox) = Mailbox::<PeerTable>::bounded(MAILBOX);
@@ -299,6 +316,7 @@ fn wire_client(
     threads.keep(server);
     threads.keep(stats);
     threads.keep(control_address);
+    sampler
 }
 
 /// The page that Prometheus reads, where one is wanted.
@@ -313,12 +331,15 @@ fn wire_metrics(supervisor: &Supervisor, threads: &Threads, page: Arc<PageListen
     supervisor.supervise(&threads.control, mailbox, factory, Policy::RESTART);
 }
 
-/// Runs a server until it is told to stop.
+/// Runs a server until it is told to stop. `load` reads the configuration again.
 ///
 /// # Errors
 ///
 /// What keeps it from starting, or ended it: one line that says what to do.
-pub fn run_server(config: ServerConfig) -> Result<()> {
+pub fn run_server(
+    config: ServerConfig,
+    load: impl Fn() -> Result<ServerConfig, ConfigError> + Send + Sync + 'static,
+) -> Result<()> {
     // Everything that can be refused is tried before anything is written: the pool, then the ports.
     pool(&config, NetworkId(0))?;
     let counters = Arc::new(Counters::default());
@@ -332,6 +353,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     let store = Arc::new(smol::block_on(SqliteStore::open(&database))?);
     let (end, ends) = smol::channel::bounded(4);
     let shared = Arc::new(ServerShared {
+        live: ArcSwap::from_pointee(config.clone()),
         config,
         secrets,
         members: Arc::default(),
@@ -344,9 +366,23 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     });
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
-    let coordinator = wire_server(&shared, &supervisor, &threads, (control, metrics), store.clone(), Arc::new(listen));
-    threads.spawn(report::welcome(shared.clone(), coordinator));
-    let ended = threads.run(&supervisor, &ends);
+    let (coordinator, sampler) =
+        wire_server(&shared, &supervisor, &threads, (control, metrics), store.clone(), Arc::new(listen));
+    threads.spawn(report::welcome(shared.clone(), coordinator.clone()));
+    let to = shared.clone();
+    let orders = Orders {
+        status: Box::new(move || report::json::status(&sampler.take(Instant::now()))),
+        load: Arc::new(load),
+        take: Box::new(move |newer: ServerConfig| {
+            let current = to.live.load_full();
+            let differing = current.differing(&newer);
+            logging::set_level(newer.log_level);
+            to.live.store(Arc::new(current.taking(&newer)));
+            cast(&coordinator, Reconfigure);
+            say_taken(&differing, SERVER_LIVE);
+        }),
+    };
+    let ended = threads.run(&supervisor, &ends, orders);
     if let Err(error) = smol::block_on(store.settle()) {
         log::warn!("{error}");
     }
@@ -382,7 +418,7 @@ fn wire_server(
     (control, metrics): (Arc<ControlListener>, Option<Arc<PageListener>>),
     store: Arc<dyn crate::io::store::Store>,
     listen: Arc<TcpListen>,
-) -> Address<Coordinator> {
+) -> (Address<Coordinator>, Arc<Sampler>) {
     let counters = shared.counters.clone();
     let relay_view: Arc<ArcSwap<RelayView>> = Arc::default();
     let (store_address, store_mailbox) = Mailbox::<Store>::bounded(MAILBOX);
@@ -462,7 +498,51 @@ fn wire_server(
     threads.keep(tcp);
     threads.keep(stats);
     threads.keep(control_address);
-    coordinator
+    (coordinator, sampler)
+}
+
+/// What a node does on a signal, besides ending.
+struct Orders<C> {
+    /// The status, as the control socket tells it.
+    status: Box<dyn Fn() -> serde_json::Value + Send>,
+    load: Arc<dyn Fn() -> Result<C, ConfigError> + Send + Sync>,
+    /// Takes of a good configuration what can be taken, and says what.
+    take: Box<dyn FnMut(C) + Send>,
+}
+
+impl<C: Send + 'static> Orders<C> {
+    /// Writes the status to the log, as `eps-actor status` prints it.
+    fn say_status(&self) {
+        let mut text = Vec::new();
+        let printed = Status::read(&(self.status)())
+            .and_then(|status| Ok(crate::cli::status::print(&status, &mut text)?))
+            .map(|()| String::from_utf8_lossy(&text));
+        match printed {
+            Ok(text) => log::info!("SIGUSR1: status\n{}", text.trim_end()),
+            Err(error) => log::warn!("SIGUSR1: no status: {error}"),
+        }
+    }
+
+    /// Opens the log anew and reads the configuration again; a bad one changes nothing.
+    async fn reload(&mut self) {
+        logging::reopen();
+        let load = self.load.clone();
+        match smol::unblock(move || load()).await {
+            Ok(config) => (self.take)(config),
+            Err(problems) => log::error!("SIGHUP: the configuration is not taken; it goes on as before:\n{problems}"),
+        }
+    }
+}
+
+/// Says which keys of a new configuration hold from here on.
+fn say_taken(differing: &[&str], live: &[&str]) {
+    let (taken, waiting): (Vec<&str>, Vec<&str>) = differing.iter().partition(|key| live.contains(key));
+    let restart =
+        if waiting.is_empty() { String::new() } else { format!("; a restart is needed for {}", waiting.join(", ")) };
+    match taken.join(", ") {
+        none if none.is_empty() => log::info!("SIGHUP: nothing to take from the configuration{restart}"),
+        keys => log::info!("SIGHUP: taken from the configuration: {keys}{restart}"),
+    }
 }
 
 /// The node's threads: the caller's runs the control plane, one of its own the data plane.
@@ -471,12 +551,15 @@ struct Threads {
     data: Arc<Executor<'static>>,
     stop: Sender<()>,
     worker: std::thread::JoinHandle<()>,
+    /// Caught from the start on: until then they would end the process.
+    signals: NodeSignals,
     /// Addresses that nobody else holds: an actor without any would end.
     kept: std::sync::Mutex<Vec<Box<dyn std::any::Any + Send>>>,
 }
 
 impl Threads {
     fn start() -> Result<Self> {
+        let signals = NodeSignals::new().context("signals cannot be watched")?;
         let data = Arc::new(Executor::new());
         let (stop, stopped) = smol::channel::bounded::<()>(1);
         let runs = data.clone();
@@ -489,7 +572,7 @@ impl Threads {
                 }
             })
             .context("the data-plane thread cannot be started")?;
-        Ok(Self { control: Arc::new(Executor::new()), data, stop, worker, kept: std::sync::Mutex::default() })
+        Ok(Self { control: Arc::new(Executor::new()), data, stop, worker, signals, kept: std::sync::Mutex::default() })
     }
 
     fn keep(&self, address: impl std::any::Any + Send) {
@@ -502,13 +585,25 @@ impl Threads {
     }
 
     /// Runs the node until a signal, an [`Ending`] or the supervisor ends it; then stops every actor.
-    fn run(self, supervisor: &Supervisor, ends: &Receiver<Ending>) -> Result<()> {
-        let mut signals = StopSignals::new().context("signals cannot be watched")?;
+    fn run<C: Send + 'static>(
+        mut self,
+        supervisor: &Supervisor,
+        ends: &Receiver<Ending>,
+        mut orders: Orders<C>,
+    ) -> Result<()> {
+        let signals = &mut self.signals;
         let ended = smol::block_on(self.control.run(async {
             let signal = async {
-                let name = signals.next().await.unwrap_or("a signal");
-                log::info!("{name}: ending");
-                None
+                loop {
+                    match signals.next().await.unwrap_or(Asked::Stop("a signal")) {
+                        Asked::Stop(name) => {
+                            log::info!("{name}: ending");
+                            return None;
+                        }
+                        Asked::Status => orders.say_status(),
+                        Asked::Reload => orders.reload().await,
+                    }
+                }
             };
             let by_itself = async {
                 match ends.recv().await {

@@ -10,13 +10,23 @@ use eps_actor::cli::args::{Arguments, Command};
 use eps_actor::cli::demo::{self, is_broken_pipe};
 use eps_actor::cli::{check, completions, members, orders, status};
 use eps_actor::config::{self, ConfigError};
+use eps_actor::config::{LogSettings, Role};
+use eps_actor::logging;
 use log::LevelFilter;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // Not locked: other threads of a node print, too.
     let mut out = io::stdout();
-    match run(arguments.command, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?)) {
+    let ended = run(arguments.command, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?));
+    if let Err(error) = &ended
+        && logging::is_in_file()
+        && !is_broken_pipe(error)
+    {
+        log::error!("{}", in_one_line(error));
+    }
+    logging::flush();
+    match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -29,18 +39,22 @@ fn main() -> ExitCode {
 
 fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
     if let Some(common) = command.common() {
-        start_log(common.log_level);
+        logging::start(common.log_level, &LogSettings::default())?;
     }
     match command {
         Command::Server(arguments) => {
-            let config = config::load_server(arguments.config.as_deref(), arguments.options)?;
-            start_node(config.log_level, &config.warnings);
-            system::run_server(config)?;
+            let file = config::file_for(arguments.config.as_deref(), Role::Server);
+            let load = move || config::load_server(file.as_deref(), arguments.options.clone());
+            let config = load()?;
+            start_node(config.log_level, &config.log, &config.warnings)?;
+            system::run_server(config, load)?;
         }
         Command::Client(arguments) => {
-            let config = config::load_client(arguments.config.as_deref(), arguments.options)?;
-            start_node(config.log_level, &config.warnings);
-            system::run_client(config)?;
+            let file = config::file_for(arguments.config.as_deref(), Role::Client);
+            let load = move || config::load_client(file.as_deref(), arguments.options.clone());
+            let config = load()?;
+            start_node(config.log_level, &config.log, &config.warnings)?;
+            system::run_client(config, load)?;
         }
         Command::Demo(_) => return demo::run(out),
         Command::Check(arguments) => return Ok(check::run(&arguments, out, &mut io::stderr())?),
@@ -58,22 +72,13 @@ fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
 }
 
 /// What every node does before it runs.
-fn start_node(level: LevelFilter, warnings: &[String]) {
-    start_log(level);
+fn start_node(level: LevelFilter, log: &LogSettings, warnings: &[String]) -> Result<()> {
+    logging::start(level, log)?;
     supervisor::install_panic_log();
     for warning in warnings {
         log::warn!("{warning}");
     }
-}
-
-/// Logs to standard error, lines like `2026-11-21T02:38:00.123Z info  text`. RUST_LOG wins over `level`.
-fn start_log(level: LevelFilter) {
-    let mut builder = env_logger::Builder::new();
-    builder.filter_level(level).parse_env("RUST_LOG").format(|line, record| {
-        let level = record.level().as_str().to_ascii_lowercase();
-        writeln!(line, "{} {level:<5} {}", line.timestamp_millis(), record.args())
-    });
-    builder.init();
+    Ok(())
 }
 
 /// Problems of a configuration have their lines already, as `check` prints them; anything else is one line.

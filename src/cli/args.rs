@@ -103,8 +103,8 @@ impl Command {
 
 #[derive(Debug, Args)]
 pub struct ServerArguments {
-    /// Configuration file; options win over it
-    #[arg(long, value_name = "FILE.ron")]
+    /// Configuration file, or none; options win over it [default: /etc/eps-actor/server.ron, where it is]
+    #[arg(long, visible_alias = "conf", value_name = "FILE.ron")]
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub options: ServerOptions,
@@ -112,8 +112,8 @@ pub struct ServerArguments {
 
 #[derive(Debug, Args)]
 pub struct ClientArguments {
-    /// Configuration file; options win over it
-    #[arg(long, value_name = "FILE.ron")]
+    /// Configuration file, or none; options win over it [default: /etc/eps-actor/client.ron, where it is]
+    #[arg(long, visible_alias = "conf", value_name = "FILE.ron")]
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub options: ClientOptions,
@@ -185,7 +185,7 @@ pub struct LeaveArguments {
 #[derive(Debug, Args)]
 pub struct CheckArguments {
     /// The file to look at
-    #[arg(long, value_name = "FILE.ron")]
+    #[arg(long, visible_alias = "conf", value_name = "FILE.ron")]
     pub config: PathBuf,
     /// Whose file it is [default: told by its keys]
     #[arg(long)]
@@ -287,6 +287,9 @@ mod tests {
             "server",
             "server --config x.ron --open --sequential=false --member a=10.0.0.1,bridge --listen 0.0.0.0,::",
             "client --join eps://a/b/c --direct=false --mtu 1280",
+            "server --conf x.ron --scorecard --log --sequential --port 1",
+            "server --log=/x --scorecard /var/log/eps_server.stats --port 12545 --network 192.168.99.0/24",
+            "client --conf x.ron --scorecard /var/log/eps_client.stats --port 12345 --server 10.0.1.1",
             "demo",
             "status --json --role client",
             "members --json",

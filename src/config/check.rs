@@ -14,8 +14,11 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use log::LevelFilter;
 
 use super::raw::{ClientRaw, Field, Keyed, MemberRaw, Node, Place, ServerRaw, Struct, Value, shorten};
-use super::units::Expiry;
-use super::{ClientConfig, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, is_name, read_join_file};
+use super::units::{Expiry, duration, size};
+use super::{
+    ClientConfig, LogFormat, LogSettings, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, is_name,
+    read_join_file,
+};
 use crate::wire::join::{HostPort, JoinLine, MAX_HOSTS};
 
 /// One thing that is wrong. It prints as one line:
@@ -94,12 +97,14 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let members = check.members(raw.members.as_ref(), network);
     let control = check.socket(raw.control.as_ref(), super::SERVER_CONTROL);
     let invite_expiry = check.expiry(raw.invite_expiry.as_ref());
-    let scorecard = check.optional_path(raw.scorecard.as_ref(), "scorecard");
     let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
     let stats = check.boolean(raw.stats.as_ref(), "stats", false);
     let metrics = check.metrics(raw.metrics.as_ref());
-    let graphviz = check.optional_path(raw.graphviz.as_ref(), "graphviz");
+    let graphviz = check.optional_file(raw.graphviz.as_ref(), "graphviz", super::GRAPHVIZ);
+    let scorecard = check.optional_file(raw.scorecard.as_ref(), "scorecard", super::SERVER_SCORECARD);
     let log_level = check.log_level(raw.log_level.as_ref());
+    let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
+    let log = check.log(raw.log.as_ref(), super::SERVER_LOG, how);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     if open == Some(true) {
@@ -123,6 +128,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
         metrics: metrics?,
         graphviz: graphviz?,
         log_level: log_level?,
+        log: log?,
         warnings,
     })
 }
@@ -142,13 +148,15 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let offload = check.boolean(raw.offload.as_ref(), "offload", true);
     let lan = check.boolean(raw.lan.as_ref(), "lan", true);
     let direct = check.boolean(raw.direct.as_ref(), "direct", true);
-    let hosts = check.optional_path(raw.hosts.as_ref(), "hosts");
+    let hosts = check.optional_file(raw.hosts.as_ref(), "hosts", super::HOSTS);
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
-    let scorecard = check.optional_path(raw.scorecard.as_ref(), "scorecard");
     let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
     let stats = check.boolean(raw.stats.as_ref(), "stats", false);
     let metrics = check.metrics(raw.metrics.as_ref());
+    let scorecard = check.optional_file(raw.scorecard.as_ref(), "scorecard", super::CLIENT_SCORECARD);
     let log_level = check.log_level(raw.log_level.as_ref());
+    let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
+    let log = check.log(raw.log.as_ref(), super::CLIENT_LOG, how);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     // RFC 8200, section 5: no IPv6 over links of less.
@@ -179,6 +187,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         stats: stats?,
         metrics: metrics?,
         log_level: log_level?,
+        log: log?,
         warnings,
     })
 }
@@ -509,11 +518,58 @@ impl Check<'_> {
         }
     }
 
-    fn optional_path(&mut self, node: Option<&Node>, key: &str) -> Option<Option<PathBuf>> {
-        match self.present(node) {
-            None => Some(None),
-            Some(node) => self.path(Some(node), key, "").map(Some),
+    /// A file that is written if wanted: `None` is off, an empty text the `default`. On the command line, where there
+    /// is no `None`, `none` is off.
+    fn optional_file(&mut self, node: Option<&Node>, key: &str, default: &str) -> Option<Option<PathBuf>> {
+        let Some(node) = self.present(node) else { return Some(None) };
+        match (&node.value, &node.place) {
+            (Value::Text(text), _) if text.is_empty() => Some(Some(default.into())),
+            (Value::Text(text), Place::Option(_)) if text == "none" => Some(None),
+            (_, _) => self.path(Some(node), key, "").map(Some),
         }
+    }
+
+    /// Where the log goes; `format`, `max_size`, `max_age` and `keep` say how.
+    fn log(
+        &mut self,
+        file: Option<&Node>,
+        default: &str,
+        [format, max_size, max_age, keep]: [Option<&Node>; 4],
+    ) -> Option<LogSettings> {
+        const FORMAT: &str = "write text or json";
+        const SIZE: &str = "write a size from 1KiB to 1TiB, like 10MiB";
+        const AGE: &str = "write a length of time from 1s to 365d, like 7d, or never";
+        let standard = LogSettings::default();
+        let file = self.optional_file(file, "log", default);
+        let format = match format {
+            None => Some(standard.format),
+            Some(node) => match self.text(node, "log_format", FORMAT) {
+                Some("text") => Some(LogFormat::Text),
+                Some("json") => Some(LogFormat::Json),
+                Some(_) => self.refuse(node, "log_format", "is not a format", FORMAT),
+                None => None,
+            },
+        };
+        let max_size = match max_size {
+            None => Some(standard.max_size),
+            Some(node) => self.text(node, "log_max_size", SIZE).and_then(|text| {
+                let size = size(text).filter(|size| (1 << 10..=1 << 40).contains(size));
+                size.or_else(|| self.refuse(node, "log_max_size", "is not such a size", SIZE))
+            }),
+        };
+        let max_age = match max_age {
+            None => Some(standard.max_age),
+            Some(node) => self.text(node, "log_max_age", AGE).and_then(|text| {
+                let age = duration(text).filter(|age| (1..=365 * 86_400).contains(&age.as_secs()));
+                match (text, age) {
+                    ("never", _) => Some(None),
+                    (_, Some(age)) => Some(Some(age)),
+                    (_, None) => self.refuse(node, "log_max_age", "is not such a length of time", AGE),
+                }
+            }),
+        };
+        let keep = self.number(keep, "log_keep", 0..=999, standard.keep, "");
+        Some(LogSettings { file: file?, format: format?, max_size: max_size?, max_age: max_age?, keep: keep? })
     }
 
     fn path(&mut self, node: Option<&Node>, key: &str, default: &str) -> Option<PathBuf> {
@@ -788,6 +844,11 @@ pub(super) mod tests {
     invite_expiry: "5s",
     scorecard: Some(3),
     log_level: loud,
+    log: 1,
+    log_format: "xml",
+    log_max_size: "10",
+    log_max_age: "0s",
+    log_keep: 1000,
 )"#,
         );
         let starts = [
@@ -811,6 +872,11 @@ pub(super) mod tests {
             "server.ron:20:20: invite_expiry: \"5s\" is not a length of time; ",
             "server.ron:21:21: scorecard: 3 is a number, not a string; ",
             "server.ron:22:16: log_level: loud is a bare word, not a string; write error, ",
+            "server.ron:23:10: log: 1 is a number, not a string; ",
+            "server.ron:24:17: log_format: \"xml\" is not a format; write text or json",
+            "server.ron:25:19: log_max_size: \"10\" is not such a size; write a size from 1KiB to 1TiB, like 10MiB",
+            "server.ron:26:18: log_max_age: \"0s\" is not such a length of time; ",
+            "server.ron:27:15: log_keep: 1000 is out of range; write a whole number from 0 to 999",
         ];
         assert_eq!(said.len(), starts.len(), "{said:#?}");
         for (line, start) in said.iter().zip(starts) {
@@ -934,6 +1000,31 @@ pub(super) mod tests {
                 "--members: \"dcp\" is not a right; did you mean dhcp?",
             ]
         );
+    }
+
+    #[test]
+    fn a_file_to_write_is_off_at_its_place_of_old_or_where_it_is_said() {
+        let path = |text: &str| Some(Some(PathBuf::from(text)));
+        let (place, mut problems) = (Place::Option("--log"), Vec::new());
+        let mut check = Check { problems: &mut problems };
+        let option = |text: &str| Some(Node::option("--log", text.to_owned()));
+        let file = |value: Value| {
+            let place = Place::File { path: "x".into(), line: 1, column: 1 };
+            Some(Node { place, value, written: String::new() })
+        };
+        for (node, expected) in [
+            (None, Some(None)),
+            (file(Value::None), Some(None)),
+            (option("none"), Some(None)),
+            (option(""), path("/d")),
+            (file(Value::Text(String::new())), path("/d")),
+            (file(Value::Some(Box::new(option("").expect("a node")))), path("/d")),
+            (option("/x"), path("/x")),
+            (file(Value::Text("none".into())), path("none")),
+        ] {
+            assert_eq!(check.optional_file(node.as_ref(), "log", "/d"), expected, "{node:?}");
+        }
+        assert!(problems.is_empty(), "{place}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use log::LevelFilter;
@@ -34,6 +35,24 @@ pub const CLIENT_STATE: &str = "/var/lib/eps-actor/client";
 pub const SERVER_CONTROL: &str = "/run/eps-actor/server.sock";
 /// The client's control socket.
 pub const CLIENT_CONTROL: &str = "/run/eps-actor/client.sock";
+/// The server's file of options, read where it is and none is named.
+pub const SERVER_FILE: &str = "/etc/eps-actor/server.ron";
+/// The client's file of options, read where it is and none is named.
+pub const CLIENT_FILE: &str = "/etc/eps-actor/client.ron";
+/// Where a server's scorecard goes if no path is named; EPS Conduits used the same.
+pub const SERVER_SCORECARD: &str = "/var/log/eps_server.stats";
+/// Where a client's scorecard goes if no path is named; EPS Conduits used the same.
+pub const CLIENT_SCORECARD: &str = "/var/log/eps_client.stats";
+/// Where a server's log goes if a file is wanted and none is named; EPS Conduits used the same.
+pub const SERVER_LOG: &str = "/var/log/eps_server.log";
+/// Where a client's log goes if a file is wanted and none is named; EPS Conduits used the same.
+pub const CLIENT_LOG: &str = "/var/log/eps_client.log";
+/// Size at which a log file is rotated, in bytes: a day of a busy server at `info`, and nothing for any disk.
+pub const LOG_MAX_SIZE: u64 = 10 << 20;
+/// Age at which a log file is rotated: who looks for last week looks in one file.
+pub const LOG_MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
+/// Old log files that are kept, so that a log takes no more than six times its size.
+pub const LOG_KEEP: u16 = 5;
 /// The server's port, UDP and TCP; EPS Conduits used the same.
 pub const PORT: u16 = crate::wire::join::DEFAULT_PORT;
 /// All addresses of the machine, both families.
@@ -41,9 +60,11 @@ pub const LISTEN: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(I
 /// The pool of leases; EPS Conduits used the same.
 pub const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 43, 0), 24);
 /// How long an invitation holds: long enough to reach somebody by mail, short enough to forget about it.
-pub const INVITE_EXPIRY: Expiry = Expiry::After(std::time::Duration::from_secs(86_400));
+pub const INVITE_EXPIRY: Expiry = Expiry::After(Duration::from_secs(86_400));
 /// The file that programs look names up in.
 pub const HOSTS: &str = "/etc/hosts";
+/// The map's file where `graphviz` names none, as in EPS Conduits.
+pub const GRAPHVIZ: &str = "/var/log/eps.gv";
 /// The client's network device.
 pub const DEVICE: &str = "eps0";
 /// The device's MTU in bytes: 1,492 of PPPoE less 40 of IPv6, 8 of UDP, 32 of a data header and its tag, 16 of a
@@ -97,6 +118,7 @@ pub struct ServerConfig {
     /// The map is written here as DOT, every 5 minutes and on change.
     pub graphviz: Option<PathBuf>,
     pub log_level: LevelFilter,
+    pub log: LogSettings,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }
@@ -110,6 +132,131 @@ pub enum ScorecardFormat {
     Prometheus,
     /// Lines of a name and a value, as EPS Conduits has them.
     Classic,
+}
+
+/// Where the log goes, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Standard error where none is given.
+    pub file: Option<PathBuf>,
+    pub format: LogFormat,
+    /// Bytes at which the file is rotated.
+    pub max_size: u64,
+    /// Age at which the file is rotated; `None`: only its size decides.
+    pub max_age: Option<Duration>,
+    /// Old files that are kept; the oldest go first.
+    pub keep: u16,
+}
+
+/// What a line of the log looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For eyes.
+    Text,
+    /// One JSON object in each line.
+    Json,
+}
+
+impl Default for LogSettings {
+    /// Text on standard error.
+    fn default() -> Self {
+        let (max_size, max_age) = (LOG_MAX_SIZE, Some(LOG_MAX_AGE));
+        Self { file: None, format: LogFormat::Text, max_size, max_age, keep: LOG_KEEP }
+    }
+}
+
+/// Compares two configurations key by key; `keys` are those compared.
+macro_rules! compared {
+    ($config:ident { $($key:literal: $($field:ident).+,)* }) => {
+        impl $config {
+            /// The keys whose values are others in `other`, in the order of the file. A join line is for one start only
+            /// and is not compared.
+            pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+                let mut keys = Vec::new();
+                $(if self.$($field).+ != other.$($field).+ {
+                    keys.push($key);
+                })*
+                keys
+            }
+
+            #[cfg(test)]
+            const COMPARED: &'static [&'static str] = &[$($key),*];
+        }
+    };
+}
+
+compared! {
+    ServerConfig {
+        "state": state,
+        "listen": listen,
+        "port": port,
+        "network": network,
+        "network6": network6,
+        "sequential": sequential,
+        "advertise": advertise,
+        "open": open,
+        "members": members,
+        "control": control,
+        "invite_expiry": invite_expiry,
+        "scorecard": scorecard,
+        "scorecard_format": scorecard_format,
+        "stats": stats,
+        "metrics": metrics,
+        "graphviz": graphviz,
+        "log_level": log_level,
+        "log": log.file,
+        "log_format": log.format,
+        "log_max_size": log.max_size,
+        "log_max_age": log.max_age,
+        "log_keep": log.keep,
+    }
+}
+
+compared! {
+    ClientConfig {
+        "state": state,
+        "server": servers,
+        "port": port,
+        "listen_port": listen_port,
+        "name": name,
+        "device": device,
+        "mtu": mtu,
+        "offload": offload,
+        "lan": lan,
+        "direct": direct,
+        "hosts": hosts,
+        "control": control,
+        "scorecard": scorecard,
+        "scorecard_format": scorecard_format,
+        "stats": stats,
+        "metrics": metrics,
+        "log_level": log_level,
+        "log": log.file,
+        "log_format": log.format,
+        "log_max_size": log.max_size,
+        "log_max_age": log.max_age,
+        "log_keep": log.keep,
+    }
+}
+
+/// Keys of a server that are taken while it runs; the others need a restart.
+pub const SERVER_LIVE: &[&str] = &["advertise", "open", "members", "invite_expiry", "log_level"];
+/// Keys of a client that are taken while it runs.
+pub const CLIENT_LIVE: &[&str] = &["log_level"];
+
+impl ServerConfig {
+    /// This configuration with what can be taken of `newer` while a server runs: [`SERVER_LIVE`].
+    pub fn taking(&self, newer: &Self) -> Self {
+        let newer = newer.clone();
+        Self {
+            advertise: newer.advertise,
+            open: newer.open,
+            members: newer.members,
+            invite_expiry: newer.invite_expiry,
+            log_level: newer.log_level,
+            ..self.clone()
+        }
+    }
 }
 
 /// Whether and from where members get IPv6 addresses.
@@ -172,6 +319,7 @@ pub struct ClientConfig {
     /// Where metrics are served over HTTP.
     pub metrics: Option<SocketAddr>,
     pub log_level: LevelFilter,
+    pub log: LogSettings,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }
@@ -183,6 +331,19 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, source: io::Error },
     /// All that is wrong, at least one: the file from top to bottom, then the options by name.
     Problems(Vec<Problem>),
+}
+
+/// The file to read: the one named, unless it is named `none`; else the role's own in /etc, where there is one.
+pub fn file_for(named: Option<&Path>, role: Role) -> Option<PathBuf> {
+    let own = Path::new(match role {
+        Role::Server => SERVER_FILE,
+        Role::Client => CLIENT_FILE,
+    });
+    match named {
+        Some(named) => (named != Path::new("none")).then(|| named.to_owned()),
+        // One that is there and cannot be read is told when it is read.
+        None => own.symlink_metadata().is_ok().then(|| own.to_owned()),
+    }
 }
 
 /// A server's configuration from a file, if there is one, with the options over it.
@@ -363,6 +524,40 @@ mod tests {
         let members = text("server.ron")
             .replace("members: []", r#"members: [(name: "printer", address: "192.168.43.10", rights: ["bridge"])]"#);
         options.from_str::<raw::ServerTyped>(&members).expect("RON");
+    }
+
+    #[test]
+    fn every_key_is_compared_when_a_file_is_read_again() {
+        assert_eq!(ServerConfig::COMPARED, ServerRaw::KEYS);
+        let client: Vec<_> = ClientRaw::KEYS.iter().copied().filter(|key| !key.starts_with("join")).collect();
+        assert_eq!(ClientConfig::COMPARED, client);
+    }
+
+    #[test]
+    fn what_is_taken_from_a_newer_file_is_what_the_list_says() {
+        let text = r#"(port: 1, network: "10.0.0.0/24", advertise: ["a"], open: true, members: [(name: "b")],
+            invite_expiry: "1h", log_level: "debug", log: "", log_keep: 1)"#;
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("x.ron");
+        std::fs::write(&path, text).expect("written");
+        let old = load_server(None, ServerOptions::default()).expect("defaults");
+        let new = load_server(Some(&path), ServerOptions::default()).expect("a good file");
+        let needs_a_restart = ["port", "network", "log", "log_keep"];
+        let mut all: Vec<_> = needs_a_restart.into_iter().chain(SERVER_LIVE.iter().copied()).collect();
+        all.sort_unstable();
+        let mut differing = old.differing(&new);
+        differing.sort_unstable();
+        assert_eq!(differing, all);
+        assert_eq!(old.differing(&old.taking(&new)), SERVER_LIVE);
+        assert_eq!(old.taking(&new).differing(&new), needs_a_restart);
+    }
+
+    #[test]
+    fn a_file_is_the_one_named_or_none_or_that_of_the_role() {
+        assert_eq!(file_for(Some(Path::new("/x")), Role::Server), Some(PathBuf::from("/x")));
+        assert_eq!(file_for(Some(Path::new("none")), Role::Server), None);
+        let own = Path::new(CLIENT_FILE);
+        assert_eq!(file_for(None, Role::Client), own.exists().then(|| own.to_owned()));
     }
 
     #[test]

@@ -2,6 +2,10 @@
 //!
 //! Values come as plain text, so that what is wrong with them is found and told by `check`, in the words it uses for
 //! files. An option replaces what the file says for its key, lists included.
+//!
+//! Options whose value may be left out (`--scorecard`, `--log`) take it with `=` or behind a space; left out, they are
+//! an empty text, for which `Check::optional_file` puts the path that the manual names. `=none` switches off what the
+//! file switches on.
 
 use clap::Args;
 
@@ -43,8 +47,9 @@ pub struct ServerOptions {
     /// How long an invitation holds, or never [default: 24h]
     #[arg(long, value_name = "TIME")]
     pub invite_expiry: Option<String>,
-    /// File the statistics scorecard is written to every 60 s [default: none]
-    #[arg(long, value_name = "FILE")]
+    /// File the statistics scorecard is written to every 60 s, /var/log/eps_server.stats if none is named [default:
+    /// none]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub scorecard: Option<String>,
     /// Format of the scorecard: json, prom or classic; auto is prom for a file that ends in .prom, else json
     /// [default: auto]
@@ -56,12 +61,28 @@ pub struct ServerOptions {
     /// Address to serve metrics on over HTTP, for Prometheus; a port alone is of 127.0.0.1 [default: none]
     #[arg(long, value_name = "[ADDRESS:]PORT")]
     pub metrics: Option<String>,
-    /// File a Graphviz map of the network is written to every 5 minutes, and when it changes [default: none]
-    #[arg(long, value_name = "FILE")]
+    /// File a Graphviz map of the network is written to every 5 minutes, and when it changes, /var/log/eps.gv if none is
+    /// named [default: none]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub graphviz: Option<String>,
     /// Log error, warn, info, debug or trace and what is graver [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// File to log to instead of standard error, /var/log/eps_server.log if none is named; it is rotated [default: none]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
+    pub log: Option<String>,
+    /// Lines of text for eyes, or of JSON for programs [default: text]
+    #[arg(long, value_name = "text|json")]
+    pub log_format: Option<String>,
+    /// Size at which the log file is rotated, 1KiB to 1TiB [default: 10MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub log_max_size: Option<String>,
+    /// Age at which the log file is rotated, 1s to 365d, or never [default: 7d]
+    #[arg(long, value_name = "TIME")]
+    pub log_max_age: Option<String>,
+    /// Old log files to keep, 0 to 999 [default: 5]
+    #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
+    pub log_keep: Option<String>,
 }
 
 /// A client's keys as options; each one wins over the file.
@@ -77,8 +98,9 @@ pub struct ClientOptions {
     /// File that holds the join line, readable by its owner only [default: none]
     #[arg(long, value_name = "FILE")]
     pub join_file: Option<String>,
-    /// Server to try instead of those in the join line; repeat or separate by commas [default: none]
-    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    /// Server to try instead of those in the join line; repeat, or separate several by spaces or commas: all are tried,
+    /// the first that completes is kept [default: none]
+    #[arg(long, value_name = "HOST[:PORT]…")]
     pub server: Vec<String>,
     /// Port of the server where none is written with its host [default: 43439]
     #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
@@ -105,13 +127,14 @@ pub struct ClientOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub direct: Option<String>,
     /// Keep the members' names in the hosts file, /etc/hosts or another [default: none]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = super::HOSTS)]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub hosts: Option<String>,
     /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/client.sock]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
-    /// File the statistics scorecard is written to every 60 s [default: none]
-    #[arg(long, value_name = "FILE")]
+    /// File the statistics scorecard is written to every 60 s, /var/log/eps_client.stats if none is named [default:
+    /// none]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub scorecard: Option<String>,
     /// Format of the scorecard: json, prom or classic; auto is prom for a file that ends in .prom, else json
     /// [default: auto]
@@ -126,6 +149,21 @@ pub struct ClientOptions {
     /// Log error, warn, info, debug or trace and what is graver [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// File to log to instead of standard error, /var/log/eps_client.log if none is named; it is rotated [default: none]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
+    pub log: Option<String>,
+    /// Lines of text for eyes, or of JSON for programs [default: text]
+    #[arg(long, value_name = "text|json")]
+    pub log_format: Option<String>,
+    /// Size at which the log file is rotated, 1KiB to 1TiB [default: 10MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub log_max_size: Option<String>,
+    /// Age at which the log file is rotated, 1s to 365d, or never [default: 7d]
+    #[arg(long, value_name = "TIME")]
+    pub log_max_age: Option<String>,
+    /// Old log files to keep, 0 to 999 [default: 5]
+    #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
+    pub log_keep: Option<String>,
 }
 
 impl ServerOptions {
@@ -148,6 +186,11 @@ impl ServerOptions {
         one(&mut raw.metrics, "--metrics", self.metrics);
         one(&mut raw.graphviz, "--graphviz", self.graphviz);
         one(&mut raw.log_level, "--log-level", self.log_level);
+        one(&mut raw.log, "--log", self.log);
+        one(&mut raw.log_format, "--log-format", self.log_format);
+        one(&mut raw.log_max_size, "--log-max-size", self.log_max_size);
+        one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
+        one(&mut raw.log_keep, "--log-keep", self.log_keep);
     }
 }
 
@@ -164,7 +207,7 @@ impl ClientOptions {
         one(&mut raw.state, "--state", self.state);
         one(&mut raw.join, "--join", self.join);
         one(&mut raw.join_file, "--join-file", self.join_file);
-        many(&mut raw.server, "--server", self.server);
+        many(&mut raw.server, "--server", words(&self.server));
         one(&mut raw.port, "--port", self.port);
         one(&mut raw.listen_port, "--listen-port", self.listen_port);
         one(&mut raw.name, "--name", self.name);
@@ -180,6 +223,11 @@ impl ClientOptions {
         one(&mut raw.stats, "--stats", self.stats);
         one(&mut raw.metrics, "--metrics", self.metrics);
         one(&mut raw.log_level, "--log-level", self.log_level);
+        one(&mut raw.log, "--log", self.log);
+        one(&mut raw.log_format, "--log-format", self.log_format);
+        one(&mut raw.log_max_size, "--log-max-size", self.log_max_size);
+        one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
+        one(&mut raw.log_keep, "--log-keep", self.log_keep);
     }
 }
 
@@ -194,6 +242,16 @@ fn one(slot: &mut Option<Node>, option: &'static str, text: Option<String>) {
     if let Some(text) = text {
         *slot = Some(Node::option(option, text));
     }
+}
+
+/// The words of texts that may hold several each: `"192.168.1.42 eps.example.com,test.example.com"`.
+fn words(texts: &[String]) -> Vec<String> {
+    let split = |text: &String| text.split([' ', '\t', '\n', ',']).map(str::to_owned).collect::<Vec<_>>();
+    let mut words: Vec<String> = texts.iter().flat_map(split).collect();
+    if words.iter().any(|word| !word.is_empty()) {
+        words.retain(|word| !word.is_empty());
+    }
+    words
 }
 
 /// One empty text empties the list: `--advertise ''`.
@@ -228,17 +286,47 @@ mod tests {
     fn every_option_reaches_its_key() {
         let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
                     --members=9 --control=10 --invite-expiry=11 --scorecard=12 --scorecard-format=13 --stats=14 \
-                    --metrics=15 --graphviz=16 --log-level=17";
+                    --metrics=15 --graphviz=16 --log-level=17 --log=18 --log-format=19 --log-max-size=20 \
+                    --log-max-age=21 --log-keep=22";
         let mut raw = ServerRaw::default();
         parse::<ServerOptions>(line).lay_over(&mut raw);
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
                     --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 \
-                    --scorecard-format=16 --stats=17 --metrics=18 --log-level=19";
+                    --scorecard-format=16 --stats=17 --metrics=18 --log-level=19 --log=20 --log-format=21 \
+                    --log-max-size=22 --log-max-age=23 --log-keep=24";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
+    }
+
+    #[test]
+    fn a_value_that_may_be_left_out_is_taken_with_an_equals_sign_a_space_or_not_at_all() {
+        for (line, expected) in [
+            ("x", None),
+            ("x --scorecard", Some("")),
+            ("x --scorecard --port 1", Some("")),
+            ("x --scorecard= --port 1", Some("")),
+            ("x --scorecard=/a --port 1", Some("/a")),
+            ("x --scorecard /a --port 1", Some("/a")),
+            ("x --port 1 --scorecard /a", Some("/a")),
+        ] {
+            assert_eq!(parse::<ServerOptions>(line).scorecard.as_deref(), expected, "{line}");
+            let log = line.replace("--scorecard", "--log");
+            assert_eq!(parse::<ClientOptions>(&log).log.as_deref(), expected, "{log}");
+        }
+    }
+
+    #[test]
+    fn one_text_may_name_several_servers() {
+        let words = |texts: &[&str]| words(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        assert_eq!(words(&["192.168.1.42 eps.example.com,  test.example.com "]).len(), 3);
+        assert_eq!(words(&["a,b", "c"]), ["a", "b", "c"]);
+        assert_eq!(words(&[]), Vec::<String>::new());
+        let mut raw = ClientRaw::default();
+        ClientOptions { server: vec![String::new()], ..ClientOptions::default() }.lay_over(&mut raw);
+        assert!(matches!(raw.server.expect("a list").value, Value::List(list) if list.is_empty()));
     }
 
     fn parse<A: Args>(line: &str) -> A {

@@ -131,6 +131,11 @@ keys! {
         metrics: Option<String>,
         graphviz: Option<String>,
         log_level: String,
+        log: Option<String>,
+        log_format: String,
+        log_max_size: String,
+        log_max_age: String,
+        log_keep: u16,
     }
 }
 
@@ -156,6 +161,11 @@ keys! {
         stats: bool,
         metrics: Option<String>,
         log_level: String,
+        log: Option<String>,
+        log_format: String,
+        log_max_size: String,
+        log_max_age: String,
+        log_keep: u16,
     }
 }
 

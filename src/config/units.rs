@@ -1,4 +1,4 @@
-//! Lengths of time with their units: `25s`, `24h`, `1h30m`.
+//! Lengths of time with their units: `25s`, `24h`, `1h30m`; and sizes: `10MiB`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -59,6 +59,27 @@ impl fmt::Display for Expiry {
     }
 }
 
+/// Reads a whole number of bytes with a unit, decimal (B, kB, MB, GB, TB) or binary (KiB, MiB, GiB, TiB). `None` if it
+/// is no such text or more than a `u64` of bytes.
+pub fn size(text: &str) -> Option<u64> {
+    let end = text.find(|letter: char| !letter.is_ascii_digit())?;
+    let (number, unit) = text.split_at(end);
+    let (_, length) = SIZES.iter().find(|(name, _)| *name == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(*length)
+}
+
+const SIZES: [(&str, u64); 9] = [
+    ("B", 1),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+];
+
 /// Reads whole numbers with units d, h, m, s and ms, largest unit first, each at most once. `None` if it is no such
 /// text or longer than a `u64` of milliseconds.
 pub fn duration(text: &str) -> Option<Duration> {
@@ -84,6 +105,16 @@ const UNITS: [(&str, u128); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("1KiB", 1024), ("10MiB", 10 << 20), ("2kB", 2000), ("7B", 7)] {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "5", "MiB", "1.5MiB", "-1B", "1 MiB", "1mib", "99999999999TiB", "1MiB2KiB"] {
+            assert_eq!(size(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn times_are_written_with_units() {

@@ -3,6 +3,7 @@ pub mod batch;
 pub mod control_socket;
 pub mod files;
 pub mod http;
+pub mod log_file;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

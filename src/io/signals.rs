@@ -1,4 +1,4 @@
-//! The signals that ask a process to stop: this one, or one that it started.
+//! Signals: those that ask this process for something, and those that ask one that it started to stop.
 
 use std::io;
 use std::process::Child;
@@ -27,6 +27,40 @@ impl StopSignals {
     }
 }
 
+/// What a node is asked for by a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// SIGINT or SIGTERM, by name.
+    Stop(&'static str),
+    /// SIGHUP: read the configuration again, open the log anew.
+    Reload,
+    /// SIGUSR1: say how things are.
+    Status,
+}
+
+/// All signals that a node obeys, caught from [`NodeSignals::new`] on.
+#[derive(Debug)]
+pub struct NodeSignals(Signals);
+
+impl NodeSignals {
+    /// Starts to catch the signals; until then they end the process.
+    pub fn new() -> io::Result<Self> {
+        Signals::new([Signal::Int, Signal::Term, Signal::Hup, Signal::Usr1]).map(Self)
+    }
+
+    /// Waits for the next one. Safe to drop.
+    pub async fn next(&mut self) -> io::Result<Asked> {
+        match self.0.next().await {
+            Some(Ok(Signal::Int)) => Ok(Asked::Stop("SIGINT")),
+            Some(Ok(Signal::Hup)) => Ok(Asked::Reload),
+            Some(Ok(Signal::Usr1)) => Ok(Asked::Status),
+            Some(Ok(_)) => Ok(Asked::Stop("SIGTERM")),
+            Some(Err(error)) => Err(error),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
 /// Waits for one SIGINT or SIGTERM and returns its name.
 ///
 /// A program that should also hear a second one, sent by somebody impatient, keeps a [`StopSignals`].
@@ -42,6 +76,16 @@ pub fn terminate(child: &mut Child) -> io::Result<()> {
 /// Sends SIGINT to a child process, unless it has ended.
 pub fn interrupt(child: &mut Child) -> io::Result<()> {
     send(child, libc::SIGINT)
+}
+
+/// Sends SIGHUP to a child process, unless it has ended.
+pub fn hang_up(child: &mut Child) -> io::Result<()> {
+    send(child, libc::SIGHUP)
+}
+
+/// Sends SIGUSR1 to a child process, unless it has ended.
+pub fn ask_status(child: &mut Child) -> io::Result<()> {
+    send(child, libc::SIGUSR1)
 }
 
 fn send(child: &mut Child, signal: libc::c_int) -> io::Result<()> {
@@ -69,6 +113,16 @@ mod tests {
         terminate(&mut child).expect("sent");
         assert_eq!(child.wait().expect("a status").signal(), Some(libc::SIGTERM));
         terminate(&mut child).expect("nothing to do");
+    }
+
+    #[test]
+    fn a_node_hears_what_it_is_asked() {
+        let mut signals = NodeSignals::new().expect("caught");
+        for (number, asked) in [(libc::SIGHUP, Asked::Reload), (libc::SIGUSR1, Asked::Status)] {
+            // SAFETY: no pointers; the signal is caught by now.
+            assert_eq!(unsafe { libc::raise(number) }, 0);
+            assert_eq!(smol::block_on(signals.next()).expect("a signal"), asked);
+        }
     }
 
     #[test]

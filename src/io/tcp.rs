@@ -15,17 +15,19 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::task::AtomicWaker;
+use log::Level;
 use smol::io::AsyncWrite;
 use smol::stream::StreamExt;
 use smol::{Async, Timer, future};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::ids::{Endpoint, UplinkId};
+use crate::logging;
 
 /// The server's listening sockets.
 #[derive(Debug)]
@@ -134,7 +136,7 @@ impl TcpListen {
                     }
                 }
                 Done::Accepted(at, Err(error)) => {
-                    log::warn!("accepting a TCP connection: {error}");
+                    tell(Level::Warn, "failed accepts", format_args!("accepting a TCP connection: {error}"));
                     tasks.push(Box::pin(self.accept(at, ACCEPT_PAUSE)));
                 }
             }
@@ -155,11 +157,13 @@ impl TcpListen {
         let mut outboxes = self.tx.outboxes();
         let strangers = outboxes.iter().filter(|(addr, outbox)| outbox.is_stranger() && source_of(addr.ip()) == source);
         if outboxes.len() >= self.limits.connections || strangers.count() >= self.limits.unauthenticated_per_source {
-            log::debug!("no place for a TCP connection from {addr}");
+            tell(Level::Debug, "refused TCP connections", format_args!("no place for a TCP connection from {addr}"));
             return None;
         }
         set_options(stream.get_ref())
-            .inspect_err(|error| log::debug!("a TCP connection from {addr} broke at once: {error}"))
+            .inspect_err(|error| {
+                tell(Level::Debug, "broken TCP connections", format_args!("one from {addr} broke at once: {error}"));
+            })
             .ok()?;
         let connection = Connection::new(stream, Inbox::expecting_magic());
         if let Some(older) = outboxes.insert(addr, Arc::clone(&connection.outbox)) {
@@ -190,9 +194,14 @@ impl TcpListen {
             // One busy connection must not keep the others waiting.
             future::yield_now().await;
         };
-        log::debug!("TCP connection from {} ended: {error}", admitted.addr);
+        tell(Level::Debug, "ended TCP connections", format_args!("one from {} ended: {error}", admitted.addr));
         Done::Closed
     }
+}
+
+/// Whoever connects decides how often there is something to say.
+fn tell(level: Level, kind: &'static str, text: std::fmt::Arguments<'_>) {
+    logging::limited(Instant::now(), level, kind, text);
 }
 
 enum Done {

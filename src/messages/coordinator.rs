@@ -42,6 +42,10 @@ pub struct Invite {
     pub reply: Sender<Reply>,
 }
 
+/// The configuration has changed; it is among what the actors share.
+#[derive(Debug, Clone, Copy)]
+pub struct Reconfigure;
+
 /// Remove a member.
 #[derive(Debug)]
 pub struct Kick {

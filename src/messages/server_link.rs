@@ -29,9 +29,14 @@ pub struct SayToServer(pub Control);
 #[derive(Debug, Clone, Copy)]
 pub struct MapAt(pub u64);
 
-/// The server's names stand for these addresses; or why they do not.
+/// What became of looking up the server's names.
 #[derive(Debug, Clone)]
-pub struct Resolved(pub Result<Vec<Endpoint>, String>);
+pub enum Resolved {
+    /// The name at this place of the list stands for these addresses; or why it does not.
+    Name(usize, Result<Vec<Endpoint>, String>),
+    /// It is time to look them up again.
+    Again,
+}
 
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]

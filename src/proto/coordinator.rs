@@ -321,6 +321,47 @@ impl Coordinator {
         links.chain(telling).chain(self.tell_at).chain([self.epoch_at, self.sweep_at]).min()
     }
 
+    /// Takes what may change while the network runs: who is admitted without a token, rights and pinned addresses by
+    /// name. Members whose rights are others now get another certificate, and everybody hears of it; who keeps the old
+    /// one has it until it expires.
+    ///
+    /// # Errors
+    /// If the pins do not fit the network. Nothing is changed then.
+    pub fn reconfigure(
+        &mut self,
+        open: bool,
+        rights: BTreeMap<String, u8>,
+        pins: BTreeMap<String, std::net::Ipv4Addr>,
+        now: Instant,
+    ) -> Result<(), super::lease::PoolError> {
+        self.pool.repin(pins)?;
+        (self.settings.open, self.settings.rights) = (open, rights);
+        let mut changed = Vec::new();
+        for (key, member) in &mut self.members {
+            let Some(record) = member.record.as_mut().filter(|_| member.is_stored && !member.is_leaving) else {
+                continue;
+            };
+            let rights = self.settings.rights.get(&record.name).copied().unwrap_or(0);
+            if record.rights != rights {
+                record.rights = rights;
+                changed.push((*key, record.clone()));
+            }
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        // If it cannot be stored, the next start gives the same rights again: they come from the configuration.
+        let ops = changed.iter().map(|(_, record)| StoreOp::PutMember(record.clone())).collect();
+        self.store(ops, Pending::Nothing);
+        for (key, record) in changed {
+            self.log.put(key);
+            let certificate = self.issuer.certify(&record);
+            self.tell_one(&key, &Control::Cert(certificate));
+        }
+        self.tell_soon(now);
+        Ok(())
+    }
+
     /// Lets time pass.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.run_links(now);

@@ -242,6 +242,25 @@ impl Pool {
         self.network6
     }
 
+    /// Pins other addresses from here on. Leases hold, pinned or not.
+    ///
+    /// # Errors
+    /// If the pins do not fit. The pool is then unchanged.
+    pub fn repin(&mut self, pins: BTreeMap<String, Ipv4Addr>) -> Result<(), PoolError> {
+        let mut other = self.clone();
+        other.pins.clear();
+        for host in std::mem::take(&mut other.pinned).into_keys() {
+            if !other.by_host.contains_key(&host) {
+                other.free.give(host);
+            }
+        }
+        for (name, ip) in pins {
+            other.pin(name, ip)?;
+        }
+        *self = other;
+        Ok(())
+    }
+
     fn pin(&mut self, name: String, ip: Ipv4Addr) -> Result<(), PoolError> {
         if !is_valid_name(&name) {
             return Err(PoolError::InvalidPinName { name });
@@ -454,6 +473,25 @@ mod tests {
     use rand::rngs::StdRng;
 
     use super::*;
+
+    #[test]
+    fn other_pins_free_the_old_ones_and_leave_leases_alone() {
+        let pins = BTreeMap::from([("printer".to_owned(), ip("192.168.43.1")), ("nas".to_owned(), ip("192.168.43.2"))]);
+        let mut pool = Pool::new(PoolConfig { pins, ..config("192.168.43.0/24", Order::Sequential) }).expect("a pool");
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut lease = |pool: &mut Pool, n: u8, name: &str| {
+            pool.grant(PublicKey([n; 32]), name, &mut rng).expect("a lease").ip4.to_string()
+        };
+        assert_eq!(lease(&mut pool, 1, "nas"), "192.168.43.2");
+        let wrong = BTreeMap::from([("x".to_owned(), ip("10.0.0.1"))]);
+        assert!(pool.repin(wrong).is_err());
+        assert_eq!(lease(&mut pool, 2, "first"), "192.168.43.3", "the printer's is still kept");
+        pool.repin(BTreeMap::from([("camera".to_owned(), ip("192.168.43.4"))])).expect("good pins");
+        assert_eq!(lease(&mut pool, 3, "second"), "192.168.43.1", "the printer's is free");
+        assert_eq!(lease(&mut pool, 4, "third"), "192.168.43.5", "the camera's is kept");
+        assert_eq!(lease(&mut pool, 5, "camera"), "192.168.43.4");
+        assert_eq!(lease(&mut pool, 1, "nas"), "192.168.43.2");
+    }
 
     #[test]
     fn l_04_a_24_gives_254_leases_and_one_more_after_a_release() {

@@ -14,6 +14,7 @@ pub mod hosts;
 pub mod issuer;
 pub mod lease;
 pub mod link;
+pub mod log_limit;
 pub mod map;
 pub mod noise;
 pub mod path;

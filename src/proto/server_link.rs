@@ -39,8 +39,10 @@ const REQUEST_RETRY: Duration = Duration::from_millis(500);
 const STATS_INTERVAL: Duration = Duration::from_secs(5);
 /// Refusals of an enrolment (which anybody could forge) before they are believed.
 const REFUSALS_BELIEVED: u32 = 3;
-/// First messages of an enrolment without any answer after which the user is told.
+/// First messages without any answer after which the user is told.
 const ENROL_QUIET: Duration = Duration::from_secs(5);
+/// Addresses, besides that of the last time, that are tried at the same moment: all of one or two names.
+const AT_ONCE: usize = 8;
 /// Waits between the messages of an enrolment.
 const ENROL_RETRY: &[Duration] = &[
     Duration::from_millis(250),
@@ -138,6 +140,9 @@ pub struct ServerLink {
     node: Node,
     name: String,
     servers: Vec<Endpoint>,
+    /// Whose turn it is among more than can be tried at once.
+    next_server: usize,
+    created: Instant,
     join: Option<Join>,
     enrolment: Option<Enrolment>,
     enrol_at: Option<Instant>,
@@ -190,6 +195,8 @@ impl ServerLink {
             node,
             name,
             servers: Vec::new(),
+            next_server: 0,
+            created: now,
             enrol_macs: join.as_ref().map(|join| Macs::new(enrol_mac1_key(&join.fingerprint))),
             enrol_at: (pinned.is_none() && join.is_some()).then_some(now),
             join,
@@ -392,11 +399,11 @@ impl ServerLink {
         }
     }
 
-    /// Whether first contact has been tried for a while without any answer.
+    /// Whether the server has been tried for a while and has not answered once.
     pub fn is_unanswered(&self, now: Instant) -> bool {
-        self.enrol_started.is_some_and(|started| {
-            self.pinned.is_none() && self.heard.is_none() && now.saturating_duration_since(started) > ENROL_QUIET
-        })
+        let started = if self.pinned.is_some() { Some(self.created) } else { self.enrol_started };
+        let is_long = |started| now.saturating_duration_since(started) > ENROL_QUIET;
+        self.heard.is_none() && !self.attached && started.is_some_and(is_long)
     }
 
     /// A datagram from the server's side, with its seal still on.
@@ -662,8 +669,10 @@ impl ServerLink {
                 self.name.clone_from(&name);
                 self.outputs.push_back(Output::Leased { certificate, epoch, name });
             }
-            Control::LeaseRefused { code, text } => {
+            Control::LeaseRefused { code, mut text } => {
                 self.request_at = None;
+                // It goes into the log, where a line end would begin a line of the server's making.
+                text.retain(|letter| !letter.is_control());
                 self.outputs.push_back(Output::Refused(Refusal::Lease { code, text }));
             }
             Control::LeaseReleased => {
@@ -767,10 +776,13 @@ impl ServerLink {
     }
 
     fn send_everywhere(&mut self, datagram: &[u8]) {
-        // Where it was last comes first, then every other address of every name.
+        // Where it was last comes first, then every other address of every name; of very many some each time.
         let known = self.endpoint.into_iter();
         let others = self.servers.iter().copied().filter(|server| Some(*server) != self.endpoint);
-        for to in known.chain(others).take(8).collect::<Vec<_>>() {
+        let (others, first) = (others.collect::<Vec<_>>(), self.next_server);
+        self.next_server = (first + AT_ONCE).checked_rem(others.len()).unwrap_or(0);
+        let others = others.iter().copied().cycle().skip(first).take(AT_ONCE.min(others.len()));
+        for to in known.chain(others) {
             self.outputs.push_back(Output::Send { to, datagram: datagram.to_vec() });
         }
     }
@@ -781,4 +793,34 @@ pub fn join(fingerprint: [u8; 16], token: Option<&crate::wire::join::Token>) -> 
     let open = super::admission::open_token();
     let token = token.unwrap_or(&open);
     Join { fingerprint, token_id: token.id(), psk: Zeroizing::new(*token.psk()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::crypto::Suites;
+    use super::super::link::no_psk;
+    use super::super::noise::Identity;
+    use super::*;
+
+    #[test]
+    fn of_many_servers_every_one_is_tried_and_few_at_once() {
+        let now = Instant::now();
+        let identity = Identity::generate(&mut StdRng::seed_from_u64(1));
+        let node = Node::new(identity, NetworkId(0), no_psk(), Suites::of_this_machine(), 1);
+        let mut link = ServerLink::new(node, "a".into(), None, Some(join([1; 16], None)), now, [2; 32]);
+        let servers: Vec<_> = (1..=20).map(|n| Endpoint::udp(([192, 0, 2, n], 43439).into())).collect();
+        link.set_servers(servers.clone(), now);
+        let mut tried = Vec::new();
+        for _ in 0..3 {
+            let at = link.poll_timeout().expect("it goes on trying");
+            link.handle_timeout(at);
+            let before = tried.len();
+            while let Some(output) = link.poll_output() {
+                let Output::Send { to, .. } = output else { continue };
+                tried.push(to);
+            }
+            assert!((1..=AT_ONCE).contains(&(tried.len() - before)));
+        }
+        assert!(servers.iter().all(|server| tried.contains(server)), "{tried:?}");
+    }
 }

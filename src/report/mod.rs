@@ -85,7 +85,7 @@ pub fn answer_server(
             Some("scorecard") => outputs(&request, &sampler),
             Some("invite") => {
                 let expiry = match &request["expires"] {
-                    Value::Null => shared.config.invite_expiry,
+                    Value::Null => shared.live.load().invite_expiry,
                     text => text
                         .as_str()
                         .and_then(|text| text.parse().ok())
@@ -197,7 +197,7 @@ async fn invite(
 /// The line a client joins with. Where nobody said under which name the server is known, its address towards the
 /// default route has to do, or else any that is not this machine's alone.
 async fn join_line(shared: &ServerShared, token: Option<Token>) -> String {
-    let config = &shared.config;
+    let config = shared.live.load();
     let mut hosts = config.advertise.clone();
     if hosts.is_empty() {
         let listening = config.listen.iter().find(|ip| !ip.is_unspecified()).map(ToString::to_string);
@@ -236,7 +236,7 @@ async fn described(shared: &ServerShared) -> NetworkDescription {
 /// The words at a server's start: how to join it.
 pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator>) {
     let description = described(&shared).await;
-    let config = &shared.config;
+    let config = shared.live.load();
     println!(
         "network {} on UDP and TCP port {}, {} of {} addresses leased",
         config.network,

@@ -381,7 +381,7 @@ fn server(shared: &ServerShared, base: &Base, length: Duration) -> ServerPart {
     let description = shared.description.load_full();
     let description = description.as_ref().as_ref();
     let key = super::server_key(shared);
-    let config = &shared.config;
+    let config = shared.live.load();
     ServerPart {
         node: ServerNode {
             id: key.node_id().to_string(),

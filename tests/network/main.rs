@@ -19,6 +19,7 @@ mod memory;
 mod names;
 mod nat;
 mod offload;
+mod options;
 mod outputs;
 mod secrecy;
 #[path = "../shared/turn.rs"]

@@ -273,6 +273,10 @@ impl Node {
             Role::Client => command.args(["client", "--device", DEVICE, "--name", &self.name]),
         };
         command.arg("--state").arg(self.state_path()).arg("--control").arg(self.control_path());
+        if !more.iter().any(|word| word.starts_with("--conf")) {
+            // What is installed on this machine is not for a node of a scene.
+            command.args(["--config", "none"]);
+        }
         command.args(["--log-level", "info"]).args(more);
         self.start_command(command)
     }
@@ -398,6 +402,22 @@ impl Node {
     pub fn interrupt(&self) -> Result<()> {
         match self.child().as_mut() {
             Some(child) => signals::interrupt(child).with_context(|| format!("cannot stop {}", self.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends SIGHUP, where the program runs.
+    pub fn hang_up(&self) -> Result<()> {
+        match self.child().as_mut() {
+            Some(child) => signals::hang_up(child).with_context(|| format!("cannot signal {}", self.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends SIGUSR1, where the program runs.
+    pub fn ask_status(&self) -> Result<()> {
+        match self.child().as_mut() {
+            Some(child) => signals::ask_status(child).with_context(|| format!("cannot signal {}", self.name)),
             None => Ok(()),
         }
     }
