@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use log::LevelFilter;
@@ -96,6 +97,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let invite_expiry = check.expiry(raw.invite_expiry.as_ref());
     let scorecard = check.optional_path(raw.scorecard.as_ref(), "scorecard");
     let log_level = check.log_level(raw.log_level.as_ref());
+    let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
     let mut warnings = Vec::new();
     if open == Some(true) {
         warnings.push("the network is open: whoever reaches this server is admitted without a token".to_owned());
@@ -114,6 +116,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
         invite_expiry: invite_expiry?,
         scorecard: scorecard?,
         log_level: log_level?,
+        upnptimeout: upnptimeout?,
         warnings,
     })
 }
@@ -136,6 +139,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
     let scorecard = check.optional_path(raw.scorecard.as_ref(), "scorecard");
     let log_level = check.log_level(raw.log_level.as_ref());
+    let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
     let mut warnings = Vec::new();
     // RFC 8200, section 5: no IPv6 over links of less.
     if mtu.is_some_and(|mtu| mtu < 1280) {
@@ -161,6 +165,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         control: control?,
         scorecard: scorecard?,
         log_level: log_level?,
+        upnptimeout: upnptimeout?,
         warnings,
     })
 }
@@ -488,6 +493,12 @@ impl Check<'_> {
             None if matches!(node.value, Value::Integer(_)) => self.refuse(node, key, "is out of range", expected),
             None => self.refuse(node, key, "is not such a number", expected),
         }
+    }
+
+    fn upnptimeout(&mut self, node: Option<&Node>) -> Option<Duration> {
+        let more = " (milliseconds); 0 asks for no mapping";
+        let ms = self.number(node, "upnptimeout", 0..=60_000, super::UPNP_TIMEOUT_MS, more)?;
+        Some(Duration::from_millis(ms.into()))
     }
 
     fn boolean(&mut self, node: Option<&Node>, key: &str, default: bool) -> Option<bool> {

@@ -16,6 +16,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use log::LevelFilter;
@@ -49,6 +50,8 @@ pub const DEVICE: &str = "eps0";
 pub const MTU: u16 = 1376;
 /// What is logged.
 pub const LOG_LEVEL: LevelFilter = LevelFilter::Info;
+/// How long a gateway is looked for, in milliseconds; EPS Conduits used the same.
+pub const UPNP_TIMEOUT_MS: u16 = 1000;
 
 /// The rights a member can have, by name, with their bits in the certificate.
 pub const RIGHTS: [(&str, u8); 5] = [("bridge", 1), ("dhcp", 2), ("router", 4), ("relay", 8), ("no-flood", 16)];
@@ -87,6 +90,8 @@ pub struct ServerConfig {
     /// Written every 60 s where given.
     pub scorecard: Option<PathBuf>,
     pub log_level: LevelFilter,
+    /// How long a gateway that maps ports is looked for before the search counts as vain; zero asks for no mapping.
+    pub upnptimeout: Duration,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }
@@ -143,6 +148,8 @@ pub struct ClientConfig {
     /// Written every 60 s where given.
     pub scorecard: Option<PathBuf>,
     pub log_level: LevelFilter,
+    /// How long a gateway that maps ports is looked for before the search counts as vain; zero asks for no mapping.
+    pub upnptimeout: Duration,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }

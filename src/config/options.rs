@@ -49,6 +49,10 @@ pub struct ServerOptions {
     /// Log error, warn, info, debug or trace and what is graver [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP; 0 asks for no mapping
+    /// [default: 1000]
+    #[arg(long, value_name = "MS", allow_hyphen_values = true)]
+    pub upnptimeout: Option<String>,
 }
 
 /// A client's keys as options; each one wins over the file.
@@ -100,6 +104,10 @@ pub struct ClientOptions {
     /// Log error, warn, info, debug or trace and what is graver [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP; 0 asks for no mapping
+    /// [default: 1000]
+    #[arg(long, value_name = "MS", allow_hyphen_values = true)]
+    pub upnptimeout: Option<String>,
 }
 
 impl ServerOptions {
@@ -118,6 +126,7 @@ impl ServerOptions {
         one(&mut raw.invite_expiry, "--invite-expiry", self.invite_expiry);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
         one(&mut raw.log_level, "--log-level", self.log_level);
+        one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
     }
 }
 
@@ -146,6 +155,7 @@ impl ClientOptions {
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
         one(&mut raw.log_level, "--log-level", self.log_level);
+        one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
     }
 }
 
@@ -193,13 +203,14 @@ mod tests {
     #[test]
     fn every_option_reaches_its_key() {
         let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
-                    --members=9 --control=10 --invite-expiry=11 --scorecard=12 --log-level=13";
+                    --members=9 --control=10 --invite-expiry=11 --scorecard=12 --log-level=13 --upnptimeout=14";
         let mut raw = ServerRaw::default();
         parse::<ServerOptions>(line).lay_over(&mut raw);
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --control=13 --scorecard=14 --log-level=15";
+                    --mtu=9 --offload=10 --lan=11 --direct=12 --control=13 --scorecard=14 --log-level=15 \
+                    --upnptimeout=16";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

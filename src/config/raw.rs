@@ -127,6 +127,7 @@ keys! {
         invite_expiry: String,
         scorecard: Option<String>,
         log_level: String,
+        upnptimeout: u16,
     }
 }
 
@@ -148,6 +149,7 @@ keys! {
         control: String,
         scorecard: Option<String>,
         log_level: String,
+        upnptimeout: u16,
     }
 }
 

@@ -11,3 +11,4 @@ pub mod server_link;
 pub mod stats;
 pub mod store;
 pub mod tap_reader;
+pub mod upnp;
