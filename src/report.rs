@@ -27,6 +27,7 @@ use crate::messages::server_link::Release;
 use crate::messages::stats::TakeSnapshot;
 use crate::proto::coordinator::Reply;
 use crate::proto::crypto::Suite;
+use crate::proto::gateway::Description;
 use crate::proto::noise::Identity;
 use crate::proto::peers::{PeerDescription, PeerState};
 use crate::proto::topology::{Link, LinkKind, Member, Topology, dot};
@@ -160,12 +161,15 @@ async fn invite(
     }
 }
 
-/// The line a client joins with. Where nobody said under which name the server is known, its address towards the
-/// default route has to do, or else any that is not this machine's alone.
+/// The line a client joins with. Where nobody said under which name the server is known, what the gateway maps to it
+/// comes first, and then its address towards the default route, or else any that is not this machine's alone.
 async fn join_line(shared: &ServerShared, token: Option<Token>) -> String {
     let config = &shared.config;
     let mut hosts = config.advertise.clone();
     if hosts.is_empty() {
+        gateway_settled(shared).await;
+        let mapped = shared.gateway.load().udp();
+        hosts.extend(mapped.map(|addr| HostPort { host: addr.ip().to_string(), port: addr.port() }));
         let listening = config.listen.iter().find(|ip| !ip.is_unspecified()).map(ToString::to_string);
         let host = match listening.or_else(|| default_source().map(|ip| ip.to_string())) {
             Some(host) => host,
@@ -174,6 +178,47 @@ async fn join_line(shared: &ServerShared, token: Option<Token>) -> String {
         hosts.push(HostPort { host, port: config.port });
     }
     JoinLine { hosts, fingerprint: fingerprint(&server_key(shared)), token }.to_string()
+}
+
+/// Waits until the gateway has mapped our port or the time to search is over, which begins with the server.
+async fn gateway_settled(shared: &ServerShared) {
+    // The search begins when the default route is known, a moment after the start.
+    let end = shared.started + shared.config.upnptimeout + Duration::from_millis(200);
+    let asked = shared.config.listen.iter().any(|ip| ip.is_ipv4() && !ip.is_loopback());
+    while asked && !shared.config.upnptimeout.is_zero() && !shared.gateway.load().settled && Instant::now() < end {
+        smol::Timer::after(Duration::from_millis(10)).await;
+    }
+}
+
+/// What the gateway maps to us, or why nothing.
+fn gateway_status(gateway: &Description, wanted: bool) -> Value {
+    let now = Instant::now();
+    let mappings: Vec<Value> = gateway
+        .mappings
+        .iter()
+        .map(|mapping| {
+            json!({
+                "protocol": mapping.protocol.name(),
+                "transport": mapping.transport.name(),
+                "port": mapping.inside,
+                "external": mapping.outside.to_string(),
+                // Unknown where the gateway keeps it until it is deleted.
+                "lifetime_seconds": mapping.until.map(|until| seconds(until.saturating_duration_since(now))),
+            })
+        })
+        .collect();
+    let state = match (wanted, mappings.is_empty()) {
+        (false, _) => "off",
+        (true, false) => "mapped",
+        (true, true) if gateway.why.is_some() => "none",
+        (true, true) => "asking",
+    };
+    json!({
+        "state": state,
+        "address": gateway.gateway.map(|gateway| gateway.to_string()),
+        "reason": gateway.why,
+        "mappings": mappings,
+    })
 }
 
 /// An IPv4 address of this machine that others may be able to reach.
@@ -290,6 +335,10 @@ pub fn client_status(shared: &ClientShared, status: &[ActorStatus]) -> Value {
             "map_version": shared.map_version.load(Relaxed),
             "network": pinned.map(|pinned| pinned.network.to_string()),
         },
+        "gateway": gateway_status(
+            &shared.gateway.load(),
+            shared.config.direct && !shared.config.upnptimeout.is_zero(),
+        ),
         "peers": peers(shared, now),
         "counters": counters(&shared.views.counters),
         "actors": actors(status),
@@ -369,6 +418,7 @@ pub fn server_status(shared: &ServerShared, status: &[ActorStatus]) -> Value {
         "invitations": description.map(|d| d.invitations),
         "map_version": description.map(|d| d.head),
         "epoch": description.map(|d| d.network.epoch),
+        "gateway": gateway_status(&shared.gateway.load(), !shared.config.upnptimeout.is_zero()),
         "leases": description.map(leases),
         "counters": counters(&shared.counters),
         "actors": actors(status),

@@ -14,8 +14,8 @@ use super::client::seed;
 use super::ext::{Caster, Service, StopReason};
 use crate::io::gateway::{GatewaySocket, GroupSocket, exchange};
 use crate::io::netlink::{Netlink, NetlinkWatch, source_towards};
-use crate::messages::upnp::{Fetched, Heard, PlaceIs};
 use crate::messages::server_link::MappingChanged;
+use crate::messages::upnp::{Fetched, Heard, PlaceIs};
 use crate::proto::crypto::Secret32;
 use crate::proto::gateway::{Description, Gateway, Output, PMP_PORT, Place, Wish};
 use crate::wire::igd;
@@ -255,7 +255,7 @@ fn words(description: &Description) -> Option<String> {
         .iter()
         .map(|mapping| format!("{} {} to port {}", mapping.transport.name(), mapping.outside, mapping.inside))
         .collect();
-    match (description.mappings.first(), &description.why) {
+    match (description.mappings.first().filter(|_| description.settled), &description.why) {
         (Some(first), _) => {
             Some(format!("the gateway {gateway} maps {} ({})", mappings.join(" and "), first.protocol.name()))
         }

@@ -50,8 +50,8 @@ const SEARCH_AGAIN: &[Duration] = &[
     Duration::from_secs(300),
     Duration::from_secs(900),
 ];
-/// How often the gateway is asked for its epoch: a restart is noticed within this, should its announcement be lost.
-const CHECK: Duration = Duration::from_secs(120);
+/// How often the gateway is asked for its epoch: a restart is noticed within this, should it not be announced.
+const CHECK: Duration = Duration::from_secs(30);
 /// A mapping that was refused while another was granted is asked for again after this.
 const REFUSED_AGAIN: Duration = Duration::from_secs(300);
 /// An exchange over HTTP that nobody reported on is over.
@@ -219,6 +219,8 @@ pub struct Gateway {
     again_at: Option<Instant>,
     again: Backoff,
     why: Option<String>,
+    /// Of this gateway everything was heard once that somebody may wait for.
+    settled: bool,
     releasing: bool,
     described: Description,
     rng: StdRng,
@@ -266,6 +268,7 @@ impl Gateway {
             again_at: None,
             again: Backoff::new(SEARCH_AGAIN),
             why: None,
+            settled: false,
             releasing: false,
             described: Description::default(),
             rng: StdRng::from_seed(seed),
@@ -292,6 +295,7 @@ impl Gateway {
 
     /// The next thing to be done.
     pub fn poll_output(&mut self) -> Option<Output> {
+        self.settled |= self.is_settled();
         let description = self.describe();
         if description != self.described {
             self.described = description;
@@ -314,6 +318,8 @@ impl Gateway {
     /// The gateway is there, is another one, or is none. What the old one mapped is lost.
     pub fn set_place(&mut self, place: Option<Place>, now: Instant) {
         if self.place == place && !self.waiting {
+            // Something else of the network changed: perhaps a cable to a gateway that was restarted.
+            self.check_at = self.check_at.map(|_| now);
             return;
         }
         self.waiting = false;
@@ -321,6 +327,7 @@ impl Gateway {
         self.place = place;
         self.epochs = [None; 2];
         (self.found, self.address, self.permanent, self.why) = (None, None, false, None);
+        self.settled = false;
         self.services.clear();
         for entry in self.entries.iter_mut().filter(|_| !same) {
             (entry.held, entry.port) = (None, entry.wish.port);
@@ -458,8 +465,14 @@ impl Gateway {
             Some(format!("{} port {}: {why}", entry.wish.transport.name(), entry.wish.port))
         });
         let why = if mappings.is_empty() { self.why.clone() } else { refused };
-        let settled = !self.waiting && (!mappings.is_empty() || self.why.is_some());
+        let settled = self.settled || self.is_settled();
         Description { gateway: self.place.map(|place| place.gateway), mappings, why, settled }
+    }
+
+    fn is_settled(&self) -> bool {
+        let held = self.entries.iter().any(|entry| entry.held.is_some());
+        let asking = self.entries.iter().any(|entry| entry.asking.is_some());
+        !self.waiting && ((held && !asking) || self.why.is_some())
     }
 
     /// Searches anew. What is held stays so until it ends or is refused.
@@ -760,7 +773,8 @@ impl Gateway {
             return;
         }
         for entry in &mut self.entries {
-            entry.held = entry.held.map(|held| Held { outside: SocketAddrV4::new(address, held.outside.port()), ..held });
+            entry.held =
+                entry.held.map(|held| Held { outside: SocketAddrV4::new(address, held.outside.port()), ..held });
         }
     }
 
@@ -909,4 +923,491 @@ fn check_address(address: Ipv4Addr) -> Result<(), String> {
         return Err(format!("its outside address {address} is none that others could dial"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PLACE: Place = Place { gateway: Ipv4Addr::new(10, 0, 0, 1), own: Ipv4Addr::new(10, 0, 0, 2) };
+    const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    const UDP: Wish = Wish { transport: Transport::Udp, port: 43439 };
+    const TCP: Wish = Wish { transport: Transport::Tcp, port: 43439 };
+
+    /// A gateway of our own making, and the core before it.
+    struct Desk {
+        core: Gateway,
+        start: Instant,
+        now: Instant,
+        /// When the box was switched on.
+        born: Instant,
+        pcp: bool,
+        natpmp: bool,
+        igd: bool,
+        external: Ipv4Addr,
+        /// PCP and NAT-PMP refuse mappings with this code.
+        refuses: u8,
+        /// UPnP refuses these orders with these codes, in turn.
+        faults: VecDeque<u16>,
+        control: &'static str,
+        lifetime: u32,
+        mute: bool,
+        /// (transport, outside port, lifetime) of every mapping asked for.
+        asked: Vec<(String, u16, u32)>,
+        datagrams: usize,
+        fetches: Vec<String>,
+    }
+
+    impl Desk {
+        fn new(wishes: &[Wish]) -> Self {
+            let now = Instant::now();
+            Self {
+                core: Gateway::new(wishes, TIMEOUT, &[7; 32], [1; 32]),
+                start: now,
+                now,
+                born: now,
+                pcp: false,
+                natpmp: false,
+                igd: false,
+                external: OUTSIDE,
+                refuses: 0,
+                faults: VecDeque::new(),
+                control: "/control",
+                lifetime: LIFETIME,
+                mute: false,
+                asked: Vec::new(),
+                datagrams: 0,
+                fetches: Vec::new(),
+            }
+        }
+
+        /// Goes on for a time; everything is answered at once.
+        fn run(&mut self, time: Duration) -> Description {
+            let end = self.now + time;
+            let mut turns = 0;
+            loop {
+                while let Some(output) = self.core.poll_output() {
+                    self.carry_out(output);
+                }
+                let Some(at) = self.core.poll_timeout().filter(|at| *at <= end) else { break };
+                turns = if at > self.now { 0 } else { turns + 1 };
+                assert!(turns < 100, "it wants to be woken without end");
+                self.now = self.now.max(at);
+                self.core.handle_timeout(self.now);
+            }
+            self.now = end;
+            self.core.describe()
+        }
+
+        fn begin(&mut self) -> Description {
+            self.core.set_place(Some(PLACE), self.now);
+            self.run(Duration::from_millis(500))
+        }
+
+        fn carry_out(&mut self, output: Output) {
+            match output {
+                Output::Ask(question) => {
+                    self.datagrams += 1;
+                    if let Some(answer) = self.answer(&question).filter(|_| !self.mute) {
+                        self.core.handle_datagram((PLACE.gateway, PMP_PORT).into(), &answer, self.now);
+                    }
+                }
+                Output::Search(_) => {
+                    self.datagrams += 1;
+                    if self.igd && !self.mute {
+                        self.found("10.0.0.1");
+                    }
+                }
+                Output::Fetch { id, to, request } => {
+                    assert_eq!(*to.ip(), PLACE.gateway, "nothing is fetched elsewhere");
+                    let text = String::from_utf8(request).expect("text");
+                    let reply = self.reply(&text);
+                    self.core.handle_fetched(id, Ok(reply.as_bytes()), self.now);
+                }
+                Output::Changed => {}
+            }
+        }
+
+        fn found(&mut self, host: &str) {
+            let text = format!("HTTP/1.1 200 OK\r\nLocation: http://{host}:5000/root.xml\r\n\r\n");
+            self.core.handle_datagram((PLACE.gateway, 1900).into(), text.as_bytes(), self.now);
+        }
+
+        fn answer(&mut self, question: &[u8]) -> Option<Vec<u8>> {
+            let epoch = (self.now - self.born).as_secs() as u32;
+            match question[0] {
+                2 if self.pcp => {
+                    let mut answer = question.to_vec();
+                    answer[1] |= 0x80;
+                    answer[3] = if answer.len() == 60 { self.refuses } else { 0 };
+                    answer[8..12].copy_from_slice(&epoch.to_be_bytes());
+                    answer[12..24].fill(0);
+                    if answer.len() == 60 {
+                        let lifetime = u32::from_be_bytes(answer[4..8].try_into().expect("four"));
+                        answer[4..8].copy_from_slice(&lifetime.min(self.lifetime).to_be_bytes());
+                        let outside = u16::from_be_bytes([answer[42], answer[43]]);
+                        self.note(answer[36] == 17, outside, lifetime);
+                        answer[44..].copy_from_slice(&self.external.to_ipv6_mapped().octets());
+                    }
+                    Some(answer)
+                }
+                2 if self.natpmp => Some(vec![0, 128, 0, 1, 0, 0, 0, 0]),
+                0 if self.natpmp && question.len() == 2 => {
+                    Some([&[0, 128, 0, 0][..], &epoch.to_be_bytes(), &self.external.octets()].concat())
+                }
+                0 if self.natpmp => {
+                    let lifetime = u32::from_be_bytes(question[8..].try_into().expect("four"));
+                    self.note(question[1] == 1, u16::from_be_bytes([question[6], question[7]]), lifetime);
+                    let lifetime = lifetime.min(self.lifetime).to_be_bytes();
+                    let head = [0, question[1] | 128, 0, self.refuses];
+                    Some([&head[..], &epoch.to_be_bytes(), &question[4..8], &lifetime].concat())
+                }
+                _ => None,
+            }
+        }
+
+        fn note(&mut self, udp: bool, outside: u16, lifetime: u32) {
+            self.asked.push((if udp { "UDP" } else { "TCP" }.to_owned(), outside, lifetime));
+        }
+
+        fn reply(&mut self, request: &str) -> String {
+            let action = request.lines().find_map(|line| line.strip_prefix("SOAPAction: "));
+            let action = action.map_or("describe", |line| line.split(['#', '"']).nth(2).expect("an action"));
+            self.fetches.push(action.to_owned());
+            let within = |name: &str| {
+                let (_, rest) = request.split_once(&format!("<{name}>")).expect("there");
+                rest.split('<').next().expect("a value").to_owned()
+            };
+            let (status, body) = match action {
+                "describe" => (
+                    200,
+                    format!(
+                        "<root><service><serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType>\
+                     <controlURL>{}</controlURL></service></root>",
+                        self.control
+                    ),
+                ),
+                "GetExternalIPAddress" => {
+                    (200, format!("<a><NewExternalIPAddress>{}</NewExternalIPAddress></a>", self.external))
+                }
+                "AddPortMapping" => {
+                    assert_eq!(within("NewInternalClient"), PLACE.own.to_string());
+                    let number = |name| within(name).parse::<u32>().expect("a number");
+                    self.note(
+                        within("NewProtocol") == "UDP",
+                        number("NewExternalPort") as u16,
+                        number("NewLeaseDuration"),
+                    );
+                    match self.faults.pop_front() {
+                        Some(code) => (500, format!("<e><errorCode>{code}</errorCode></e>")),
+                        None => (200, "<ok/>".to_owned()),
+                    }
+                }
+                _ => (200, "<ok/>".to_owned()),
+            };
+            format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        }
+    }
+
+    fn outsides(description: &Description) -> Vec<(Protocol, Transport, String)> {
+        description.mappings.iter().map(|m| (m.protocol, m.transport, m.outside.to_string())).collect()
+    }
+
+    #[test]
+    fn the_best_protocol_that_answers_is_asked_and_no_other() {
+        for (pcp, natpmp, best) in
+            [(true, true, Protocol::Pcp), (false, true, Protocol::NatPmp), (false, false, Protocol::Igd)]
+        {
+            let mut desk = Desk { pcp, natpmp, igd: true, ..Desk::new(&[UDP, TCP]) };
+            let description = desk.begin();
+            let both = [Transport::Udp, Transport::Tcp].map(|t| (best, t, "198.51.100.7:43439".to_owned()));
+            assert_eq!(outsides(&description), both);
+            assert_eq!((description.why.as_deref(), description.settled), (None, true));
+            assert_eq!(desk.asked.len(), 2, "{:?}", desk.asked);
+            assert_eq!(desk.fetches.is_empty(), best != Protocol::Igd);
+            assert_eq!(description.udp().map(|addr| addr.port()), Some(43439));
+        }
+    }
+
+    #[test]
+    fn who_refuses_gives_way_to_the_next_and_all_are_named_when_nobody_is_left() {
+        let mut desk = Desk { pcp: true, natpmp: true, igd: true, refuses: 2, ..Desk::new(&[UDP]) };
+        assert_eq!(outsides(&desk.begin())[0].0, Protocol::Igd);
+        let mut desk = Desk { pcp: true, natpmp: true, igd: true, refuses: 2, ..Desk::new(&[UDP]) };
+        desk.faults = [606].into();
+        let description = desk.begin();
+        assert_eq!(description.mappings, []);
+        let why = description.why.expect("a reason");
+        for name in ["PCP: it does not allow it", "NAT-PMP: it is not allowed", "UPnP error 606"] {
+            assert!(why.contains(name), "{why}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_others_cannot_dial_is_no_mapping() {
+        for external in
+            ["0.0.0.0", "10.9.9.9", "100.64.0.1", "169.254.1.1", "127.0.0.1", "224.0.0.1", "255.255.255.255"]
+        {
+            for protocol in Protocol::ALL {
+                let is = |other| protocol == other;
+                let (pcp, natpmp, igd) = (is(Protocol::Pcp), is(Protocol::NatPmp), is(Protocol::Igd));
+                let external = external.parse().expect("an address");
+                let mut desk = Desk { pcp, natpmp, igd, external, ..Desk::new(&[UDP]) };
+                desk.begin();
+                let description = desk.run(TIMEOUT);
+                assert_eq!(description.mappings, [], "{protocol:?}");
+                assert!(description.why.is_some_and(|why| why.contains("outside")), "{protocol:?} {external}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_vain_search_ends_comes_again_ever_more_seldom_and_a_late_answer_is_taken() {
+        let mut desk = Desk::new(&[UDP]);
+        let description = desk.begin();
+        assert_eq!((description.settled, &description.why), (false, &None), "there is time yet");
+        let description = desk.run(TIMEOUT);
+        assert!(description.settled && description.why.is_some_and(|why| why.contains("neither PCP")));
+        let first = desk.datagrams;
+        assert!((8..=16).contains(&first), "{first}");
+        desk.run(Duration::from_secs(3600));
+        let searches = desk.datagrams / first;
+        assert!((6..=10).contains(&searches), "{searches} in an hour");
+        // Nothing is being asked at this moment.
+        desk.natpmp = true;
+        let answer = desk.answer(&[0, 0]).expect("an answer");
+        desk.core.handle_datagram((PLACE.gateway, PMP_PORT).into(), &answer, desk.now);
+        assert_eq!(outsides(&desk.run(TIMEOUT))[0].0, Protocol::NatPmp);
+    }
+
+    #[test]
+    fn nobody_but_the_gateway_is_believed() {
+        let mut desk = Desk { pcp: true, mute: true, ..Desk::new(&[UDP]) };
+        desk.begin();
+        let question = pcp::ask_announce(PLACE.own);
+        let answer = desk.answer(&question).expect("an answer");
+        for from in [([10, 0, 0, 3], PMP_PORT), ([10, 0, 0, 1], 9)] {
+            desk.core.handle_datagram(from.into(), &answer, desk.now);
+        }
+        assert!(!desk.core.standing.contains(&Standing::Answers));
+        // A description elsewhere is not fetched, whoever says where it is.
+        desk.found("10.0.0.3");
+        assert!(!desk.core.standing.contains(&Standing::Answers));
+        desk.core.handle_datagram((PLACE.gateway, PMP_PORT).into(), &answer, desk.now);
+        assert!(desk.core.standing.contains(&Standing::Answers));
+        // A mapping of another nonce, or one that nobody asked for.
+        desk.run(Duration::from_millis(10));
+        let mut granted = desk
+            .answer(&pcp::ask_mapping((PLACE.own, [9; 12]), Transport::Udp, 43439, (OUTSIDE, 43439), 60))
+            .expect("an answer");
+        desk.core.handle_datagram((PLACE.gateway, PMP_PORT).into(), &granted, desk.now);
+        assert_eq!(desk.core.describe().mappings, []);
+        granted[24..36].copy_from_slice(&desk.core.entries[0].nonce);
+        desk.core.handle_datagram((PLACE.gateway, PMP_PORT).into(), &granted, desk.now);
+        assert_eq!(desk.core.describe().mappings.len(), 1);
+    }
+
+    #[test]
+    fn a_control_place_on_another_machine_is_none() {
+        let mut desk = Desk { igd: true, control: "http://10.0.0.3/control", ..Desk::new(&[UDP]) };
+        desk.begin();
+        let why = desk.run(TIMEOUT).why.expect("a reason");
+        assert!(why.contains("names no service"), "{why}");
+        assert!(desk.fetches.iter().all(|fetch| fetch == "describe"));
+    }
+
+    #[test]
+    fn a_gateway_of_upnp_gets_what_it_can_do() {
+        let mut desk = Desk { igd: true, ..Desk::new(&[UDP]) };
+        desk.faults = [igd::ONLY_PERMANENT, igd::CONFLICT, igd::CONFLICT].into();
+        let description = desk.begin();
+        let lifetimes: Vec<u32> = desk.asked.iter().map(|(_, _, lifetime)| *lifetime).collect();
+        assert_eq!(lifetimes, [IGD_LIFETIME, 0, 0, 0]);
+        let outside = description.udp().expect("a mapping").port();
+        assert!(outside != 43439 && outside == desk.asked[3].1, "{:?}", desk.asked);
+        assert_eq!(description.mappings[0].until, None, "it has no end");
+        desk.run(Duration::from_secs(u64::from(IGD_LIFETIME) / 2 + 1));
+        assert_eq!(desk.asked.len(), 5, "and is looked after all the same");
+        assert_eq!(desk.asked[4].1, outside);
+    }
+
+    #[test]
+    fn mappings_are_renewed_at_half_their_life() {
+        for (pcp, natpmp, life) in [(true, false, 600), (false, true, 600), (false, false, u64::from(IGD_LIFETIME))] {
+            let mut desk = Desk { pcp, natpmp, igd: true, lifetime: 600, ..Desk::new(&[UDP]) };
+            desk.begin();
+            let half = Duration::from_secs(life / 2);
+            desk.run(half - Duration::from_secs(2));
+            assert_eq!(desk.asked.len(), 1);
+            desk.run(Duration::from_secs(3));
+            assert_eq!(desk.asked.len(), 2, "{pcp} {natpmp}");
+            let description = desk.run(half * 20);
+            assert_eq!((desk.asked.len(), description.mappings.len()), (22, 1));
+        }
+    }
+
+    #[test]
+    fn a_mapping_that_cannot_be_renewed_ends_with_its_life_and_comes_back_with_the_gateway() {
+        let mut desk = Desk { pcp: true, lifetime: 600, ..Desk::new(&[UDP]) };
+        desk.begin();
+        desk.mute = true;
+        assert_eq!(desk.run(Duration::from_secs(590)).mappings.len(), 1, "it still holds");
+        let description = desk.run(Duration::from_secs(20));
+        assert_eq!(description.mappings, []);
+        assert!(description.why.is_some());
+        desk.mute = false;
+        assert_eq!(desk.run(Duration::from_secs(1200)).mappings.len(), 1);
+    }
+
+    #[test]
+    fn a_gateway_whose_age_went_back_is_asked_again_and_others_are_not() {
+        for pcp in [true, false] {
+            let mut desk = Desk { pcp, natpmp: !pcp, ..Desk::new(&[UDP, TCP]) };
+            desk.born = desk.now.checked_sub(Duration::from_secs(500)).expect("a past");
+            desk.begin();
+            desk.run(CHECK * 10);
+            assert_eq!(desk.asked.len(), 2, "its age fits");
+            desk.born = desk.now;
+            desk.run(CHECK + Duration::from_secs(1));
+            assert_eq!(desk.asked.len(), 4, "both again");
+            // An announcement says it sooner; from elsewhere it says nothing.
+            desk.born = desk.now;
+            let mut announced = vec![2, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            announced.extend([0; 12]);
+            if !pcp {
+                announced = [&[0, 128, 0, 0, 0, 0, 0, 0][..], &OUTSIDE.octets()].concat();
+            }
+            desk.core.handle_announcement(([10, 0, 0, 3], PMP_PORT).into(), &announced, desk.now);
+            desk.run(Duration::from_millis(100));
+            assert_eq!(desk.asked.len(), 4);
+            desk.core.handle_announcement((PLACE.gateway, PMP_PORT).into(), &announced, desk.now);
+            assert_eq!(desk.run(Duration::from_millis(100)).mappings.len(), 2, "it goes on meanwhile");
+            assert_eq!(desk.asked.len(), 6);
+        }
+    }
+
+    #[test]
+    fn a_notice_of_upnp_makes_the_mapping_again_and_many_do_so_once() {
+        let mut desk = Desk { igd: true, ..Desk::new(&[UDP]) };
+        desk.begin();
+        for _ in 0..20 {
+            let notice = b"NOTIFY * HTTP/1.1\r\nNTS: ssdp:alive\r\n\r\n";
+            desk.core.handle_announcement((PLACE.gateway, 40000).into(), notice, desk.now);
+        }
+        assert_eq!(desk.run(Duration::from_secs(5)).mappings.len(), 1);
+        assert_eq!(desk.asked.len(), 2);
+    }
+
+    #[test]
+    fn at_the_end_everything_is_deleted() {
+        for protocol in Protocol::ALL {
+            let is = |other| protocol == other;
+            let mut desk = Desk {
+                pcp: is(Protocol::Pcp),
+                natpmp: is(Protocol::NatPmp),
+                igd: is(Protocol::Igd),
+                ..Desk::new(&[UDP, TCP])
+            };
+            desk.begin();
+            desk.asked.clear();
+            desk.mute = true;
+            desk.core.release(desk.now);
+            desk.run(Duration::from_millis(10));
+            if protocol != Protocol::Igd {
+                assert!(!desk.core.is_released(), "nobody has said so");
+                desk.mute = false;
+                desk.run(Duration::from_millis(100));
+                assert!(desk.asked.iter().all(|(_, _, lifetime)| *lifetime == 0), "{:?}", desk.asked);
+                assert_eq!(desk.asked.len(), 4, "each again");
+            } else {
+                assert_eq!(desk.fetches[desk.fetches.len() - 2..], ["DeletePortMapping", "DeletePortMapping"]);
+            }
+            assert!(desk.core.is_released());
+            assert_eq!(desk.core.poll_timeout(), None);
+        }
+    }
+
+    #[test]
+    fn another_gateway_has_mapped_nothing_yet_and_a_restarted_core_goes_on_with_its_own() {
+        let mut desk = Desk { pcp: true, ..Desk::new(&[UDP]) };
+        let before = desk.begin();
+        let mut heir = Gateway::new(&[UDP], TIMEOUT, &[7; 32], [2; 32]);
+        heir.resume(&before, desk.now);
+        heir.set_place(Some(PLACE), desk.now);
+        assert_eq!(heir.describe().mappings, before.mappings);
+        assert_eq!(heir.entries[0].nonce, desk.core.entries[0].nonce, "the gateway knows it by that");
+        let other = Place { gateway: Ipv4Addr::new(10, 0, 0, 254), ..PLACE };
+        desk.core.set_place(Some(other), desk.now);
+        let description = desk.core.describe();
+        assert_eq!((description.mappings.len(), description.gateway), (0, Some(other.gateway)));
+        desk.core.set_place(None, desk.now);
+        assert!(desk.core.describe().settled, "nobody need wait");
+        assert_eq!(desk.core.poll_timeout(), None);
+        let mut heir = Gateway::new(&[UDP], TIMEOUT, &[7; 32], [2; 32]);
+        heir.resume(&before, desk.now);
+        heir.set_place(Some(other), desk.now);
+        assert_eq!(heir.describe().mappings, []);
+    }
+
+    #[test]
+    fn a_port_that_is_refused_beside_one_that_is_granted_is_named() {
+        let mut desk = Desk { igd: true, ..Desk::new(&[UDP, TCP]) };
+        desk.begin();
+        desk.core.set_place(None, desk.now);
+        desk.core.set_place(Some(PLACE), desk.now);
+        // The second order of a fresh start.
+        desk.faults = [].into();
+        let mut granted = 0;
+        while granted < 2 {
+            while let Some(output) = desk.core.poll_output() {
+                if matches!(&output, Output::Fetch { request, .. } if contains(request, b"#AddPortMapping")) {
+                    granted += 1;
+                    desk.faults = if granted == 2 { [606].into() } else { [].into() };
+                }
+                desk.carry_out(output);
+            }
+            desk.now = desk.core.poll_timeout().expect("it goes on");
+            desk.core.handle_timeout(desk.now);
+        }
+        let description = desk.run(TIMEOUT);
+        assert_eq!(outsides(&description).len(), 1);
+        let why = description.why.expect("a reason");
+        assert!(why.starts_with("TCP port 43439: ") && why.contains("606"), "{why}");
+    }
+
+    fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+        haystack.windows(needle.len()).any(|window| window == needle)
+    }
+
+    proptest! {
+        #[test]
+        fn a_gateway_out_of_its_mind_costs_no_more_than_its_mapping(
+            moves in prop::collection::vec((0_u8..6, prop::collection::vec(any::<u8>(), 0..64), 0_u64..4000), 1..60),
+            pcp: bool, natpmp: bool, igd: bool, refuses in 0_u8..3, lifetime in 0_u32..100,
+        ) {
+            let mut desk = Desk { pcp, natpmp, igd, refuses, lifetime, ..Desk::new(&[UDP, TCP]) };
+            desk.core.set_place(Some(PLACE), desk.now);
+            for (kind, bytes, wait) in moves {
+                let from = (PLACE.gateway, if kind % 2 == 0 { PMP_PORT } else { 1900 }).into();
+                match kind {
+                    0 | 1 => desk.core.handle_datagram(from, &bytes, desk.now),
+                    2 => desk.core.handle_announcement(from, &bytes, desk.now),
+                    3 => desk.core.handle_fetched(desk.core.fetches, Ok(&bytes), desk.now),
+                    4 => desk.born = desk.now,
+                    _ => desk.mute = !desk.mute,
+                }
+                let before = desk.datagrams;
+                desk.run(Duration::from_millis(wait));
+                prop_assert!(desk.datagrams - before < 200);
+            }
+            prop_assert!(desk.now >= desk.start);
+            desk.core.release(desk.now);
+            desk.mute = false;
+            desk.run(Duration::from_secs(30));
+            prop_assert!(desk.core.is_released());
+        }
+    }
 }

@@ -15,10 +15,8 @@ use super::natpmp::Transport;
 /// Where gateways listen to searches.
 pub const SSDP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 255, 250), 1900);
 /// What is searched for. A gateway of version 2 answers to the first as well; some answer to the service only.
-pub const TARGETS: [&str; 2] = [
-    "urn:schemas-upnp-org:device:InternetGatewayDevice:1",
-    "urn:schemas-upnp-org:service:WANIPConnection:1",
-];
+pub const TARGETS: [&str; 2] =
+    ["urn:schemas-upnp-org:device:InternetGatewayDevice:1", "urn:schemas-upnp-org:service:WANIPConnection:1"];
 /// The most bytes of an answer over HTTP that are read. Descriptions in the wild have up to 20 KB.
 pub const REPLY_MAX: usize = 64 * 1024;
 /// Headers of an answer.
@@ -124,7 +122,8 @@ fn is_path(path: &str) -> bool {
 
 /// A search for one target, to be sent to [`SSDP`] and to the gateway itself. It answers within a second.
 pub fn search(target: &str) -> Vec<u8> {
-    format!("M-SEARCH * HTTP/1.1\r\nHOST: {SSDP}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: {target}\r\n\r\n").into_bytes()
+    format!("M-SEARCH * HTTP/1.1\r\nHOST: {SSDP}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: {target}\r\n\r\n")
+        .into_bytes()
 }
 
 /// Where the description is, from the answer to a search.
@@ -302,10 +301,13 @@ fn split(bytes: &[u8]) -> Result<(u16, Body), IgdError> {
     }
     let length = header(response.headers, "content-length").map(|text| text.trim().parse::<usize>());
     match length {
-        Some(Ok(length)) if length <= REPLY_MAX => Ok((code, match rest.get(..length) {
-            Some(body) => Body::Whole(body.to_vec()),
-            None => Body::SoFar(rest.to_vec()),
-        })),
+        Some(Ok(length)) if length <= REPLY_MAX => Ok((
+            code,
+            match rest.get(..length) {
+                Some(body) => Body::Whole(body.to_vec()),
+                None => Body::SoFar(rest.to_vec()),
+            },
+        )),
         Some(_) => Err(IgdError::Http),
         None => Ok((code, Body::SoFar(rest.to_vec()))),
     }
@@ -373,8 +375,14 @@ mod tests {
                 format!("<service><serviceType>{kind}</serviceType><controlURL>{control}</controlURL></service>")
             })
             .collect();
-        let devices = format!("<device><deviceList><device><serviceList>{list}</serviceList></device></deviceList></device>");
-        reply(200, &format!("<?xml version=\"1.0\"?><root xmlns=\"urn:schemas-upnp-org:device-1-0\">{base}{devices}</root>\n\0"))
+        let devices =
+            format!("<device><deviceList><device><serviceList>{list}</serviceList></device></deviceList></device>");
+        reply(
+            200,
+            &format!(
+                "<?xml version=\"1.0\"?><root xmlns=\"urn:schemas-upnp-org:device-1-0\">{base}{devices}</root>\n\0"
+            ),
+        )
     }
 
     #[test]
@@ -398,7 +406,10 @@ mod tests {
 
     #[test]
     fn urls_name_an_ipv4_address_and_a_path_that_fits_in_a_request() {
-        assert_eq!(Url::parse("HTTP://10.0.0.1"), Some(Url { addr: "10.0.0.1:80".parse().expect("one"), path: "/".into() }));
+        assert_eq!(
+            Url::parse("HTTP://10.0.0.1"),
+            Some(Url { addr: "10.0.0.1:80".parse().expect("one"), path: "/".into() })
+        );
         for bad in [
             "https://10.0.0.1/",
             "http://router/x",
@@ -416,7 +427,8 @@ mod tests {
 
     #[test]
     fn a_description_gives_its_services_the_best_first_wherever_they_are() {
-        let both = [("urn:schemas-upnp-org:service:WANPPPConnection:1", "/ppp"), (SERVICES[1], "ip"), ("urn:x:1", "/x")];
+        let both =
+            [("urn:schemas-upnp-org:service:WANPPPConnection:1", "/ppp"), (SERVICES[1], "ip"), ("urn:x:1", "/x")];
         let found = parse_description(&description("", &both), &place()).expect("services");
         let paths: Vec<_> = found.iter().map(|service| (service.kind, service.control.path.as_str())).collect();
         assert_eq!(paths, [(SERVICES[1], "/dir/ip"), (SERVICES[2], "/ppp")]);
@@ -434,7 +446,10 @@ mod tests {
         let order = String::from_utf8(ask_mapping(&service, Transport::Tcp, inside, 40000, 600)).expect("text");
         let (head, body) = order.split_once("\r\n\r\n").expect("a body");
         assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
-        assert!(head.contains("SOAPAction: \"urn:schemas-upnp-org:service:WANIPConnection:1#AddPortMapping\""), "{head}");
+        assert!(
+            head.contains("SOAPAction: \"urn:schemas-upnp-org:service:WANIPConnection:1#AddPortMapping\""),
+            "{head}"
+        );
         let parsed = Document::parse(body).expect("XML");
         let said = |name: &str| {
             let node = parsed.descendants().find(|node| node.has_tag_name_of(name)).expect("there");
@@ -448,7 +463,9 @@ mod tests {
         let fault = "<e><detail><UPnPError><errorCode>725</errorCode></UPnPError></detail></e>";
         assert_eq!(parse_done(&reply(500, fault)), Err(IgdError::Refused(ONLY_PERMANENT)));
         assert_eq!(parse_done(&reply(401, "<no/>")), Err(IgdError::Status(401)));
-        let address = |text: &str| parse_address(&reply(200, &format!("<a><NewExternalIPAddress>{text}</NewExternalIPAddress></a>")));
+        let address = |text: &str| {
+            parse_address(&reply(200, &format!("<a><NewExternalIPAddress>{text}</NewExternalIPAddress></a>")))
+        };
         assert_eq!(address(" 198.51.100.7"), Ok(Ipv4Addr::new(198, 51, 100, 7)));
         assert_eq!(address(""), Ok(Ipv4Addr::UNSPECIFIED));
         assert_eq!(address("router"), Err(IgdError::Xml));

@@ -138,11 +138,8 @@ mod tests {
     #[test]
     fn answers_are_read_as_the_rfc_draws_them() {
         let address = parse(&[0, 128, 0, 0, 0, 0, 1, 2, 198, 51, 100, 7]).expect("an answer");
-        let expected = Answer {
-            epoch: 258,
-            result: Ok(Done::Address([198, 51, 100, 7].into())),
-            operation: Operation::Address,
-        };
+        let expected =
+            Answer { epoch: 258, result: Ok(Done::Address([198, 51, 100, 7].into())), operation: Operation::Address };
         assert_eq!(address, expected);
         let mapped = parse(&[0, 129, 0, 0, 0, 0, 0, 9, 0, 1, 0, 2, 0, 0, 0, 3]).expect("an answer");
         assert_eq!(mapped.result, Ok(Done::Mapped { inside: 1, outside: 2, lifetime: 3 }));

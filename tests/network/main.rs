@@ -21,3 +21,4 @@ mod offload;
 mod secrecy;
 #[path = "../shared/turn.rs"]
 mod turn;
+mod upnp;
