@@ -153,7 +153,10 @@ impl Upnp {
         let tell = self.casts.heard.clone();
         self.readers.push(smol::spawn(async move {
             while let Ok((from, bytes)) = socket.receive().await {
-                tell.cast(Heard { from, bytes, announced: false });
+                // What others send must not fill the mailbox.
+                if from.ip() == place.gateway {
+                    tell.cast(Heard { from, bytes, announced: false });
+                }
             }
         }));
         for group in [PMP_GROUP, igd::SSDP] {
@@ -168,7 +171,9 @@ impl Upnp {
             let tell = self.casts.heard.clone();
             self.readers.push(smol::spawn(async move {
                 while let Ok((from, bytes)) = group.receive().await {
-                    tell.cast(Heard { from, bytes, announced: true });
+                    if from.ip() == place.gateway {
+                        tell.cast(Heard { from, bytes, announced: true });
+                    }
                 }
             }));
         }

@@ -400,6 +400,26 @@ health:
     }
 
     #[test]
+    fn the_gateway_is_shown_with_what_it_maps_or_why_not() {
+        let mut reply = server();
+        let line = |reply: &Value| printed(reply).lines().find(|line| line.starts_with("gateway")).map(str::to_owned);
+        assert_eq!(line(&reply), None, "nothing is known of one");
+        let mapping = |transport: &str, left: Value| {
+            json!({"protocol": "PCP", "transport": transport, "port": 43439, "external": "198.51.100.7:43439",
+                "lifetime_seconds": left})
+        };
+        reply["gateway"] = json!({"state": "mapped", "address": "192.168.1.1", "reason": null,
+            "mappings": [mapping("UDP", json!(7200.0)), mapping("TCP", json!(null))]});
+        let expected = "gateway 192.168.1.1: UDP 198.51.100.7:43439 to port 43439 (PCP, 2 h left), \
+                        TCP 198.51.100.7:43439 to port 43439 (PCP, no end)";
+        assert_eq!(line(&reply).as_deref(), Some(expected));
+        reply["gateway"] = json!({"state": "none", "address": "192.168.1.1", "reason": "it is dumb", "mappings": []});
+        assert_eq!(line(&reply).as_deref(), Some("gateway 192.168.1.1: no port mapping: it is dumb"));
+        reply["gateway"]["state"] = json!("off");
+        assert_eq!(line(&reply), None);
+    }
+
+    #[test]
     fn an_empty_server_says_how_to_begin() {
         let mut reply = server();
         reply["leases"] = json!([]);

@@ -811,6 +811,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_time_to_look_for_a_gateway_is_in_milliseconds() {
+        let timeout = |text: &str| {
+            let (raw, mut problems) = read::<ServerRaw>("server.ron", text, Role::Server);
+            server(&raw, &mut problems).map(|config| config.upnptimeout)
+        };
+        assert_eq!(timeout("()"), Some(Duration::from_secs(1)));
+        assert_eq!(timeout("(upnptimeout: 0)"), Some(Duration::ZERO));
+        assert_eq!(timeout("(upnptimeout: 2500)"), Some(Duration::from_millis(2500)));
+        assert_eq!(
+            server_says("(upnptimeout: 60001)"),
+            ["server.ron:1:15: upnptimeout: 60001 is out of range; \
+              write a whole number from 0 to 60000 (milliseconds); 0 asks for no mapping"]
+        );
+        let options = ClientOptions { upnptimeout: Some("250".into()), ..ClientOptions::default() };
+        let config = client_config("(upnptimeout: 0)", options);
+        assert_eq!(config.upnptimeout, Duration::from_millis(250), "the option wins");
+    }
+
+    #[test]
     fn an_option_wins_and_is_told_like_a_file() {
         let mut raw = read::<ServerRaw>("server.ron", "(port: 0, network: 5, listen: [\"::1\"])", Role::Server).0;
         let options = ServerOptions {
