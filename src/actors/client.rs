@@ -43,6 +43,8 @@ pub struct ClientShared {
     pub pinned: ArcSwap<Option<Pinned>>,
     pub map_version: Arc<std::sync::atomic::AtomicU64>,
     pub events: EventLog,
+    /// What the gateway maps to us.
+    pub gateway: super::upnp::GatewayCell,
     pub started: Instant,
     /// Ends the node.
     pub end: smol::channel::Sender<Ending>,

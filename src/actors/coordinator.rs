@@ -56,6 +56,8 @@ pub struct ServerShared {
     pub counters: Arc<Counters>,
     pub description: ArcSwap<Option<NetworkDescription>>,
     pub events: EventLog,
+    /// What the gateway maps to us.
+    pub gateway: super::upnp::GatewayCell,
     pub started: Instant,
     pub end: Sender<Ending>,
 }

@@ -18,3 +18,4 @@ pub mod system;
 pub mod tap_reader;
 pub mod tcp_path;
 pub mod udp_path;
+pub mod upnp;

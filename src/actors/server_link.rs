@@ -19,7 +19,7 @@ use crate::io::netlink::{Netlink, NetlinkWatch};
 use crate::logging;
 use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
 use crate::messages::server_link::{
-    MapAt, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl, ServerInbound,
+    MapAt, MappingChanged, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl, ServerInbound,
 };
 use crate::messages::tap_reader::Configure;
 use crate::proto::crypto::Trust;
@@ -64,6 +64,8 @@ pub struct ServerLink {
     tasks: Vec<smol::Task<()>>,
     /// The server has been there since this start.
     attached_once: bool,
+    /// The addresses of our interfaces.
+    hosts: Vec<Candidate>,
     goodbye: bool,
 }
 
@@ -111,6 +113,7 @@ impl ServerLink {
             heard_ms: None,
             tasks: Vec::new(),
             attached_once: false,
+            hosts: Vec::new(),
             goodbye: false,
         }
     }
@@ -347,6 +350,16 @@ impl ServerLink {
         }));
     }
 
+    /// Our own addresses, for the server and for peers: what the gateway maps to us, then those of our interfaces.
+    fn tell_candidates(&mut self) {
+        let mapped = self.shared.gateway.load().udp().map(SocketAddr::V4);
+        let mapped = mapped.filter(|_| self.shared.config.direct);
+        let mapped = mapped.map(|addr| Candidate { kind: CandidateKind::Mapped, addr });
+        let list: Vec<Candidate> = mapped.into_iter().chain(self.hosts.iter().copied()).collect();
+        self.core.set_candidates(list.clone());
+        self.casts.candidates.cast(peer_table::OwnCandidates(list));
+    }
+
     fn schedule_resolve(&mut self, after: Duration) {
         let tell = self.casts.own.0.clone();
         self.tasks.push(smol::spawn(async move {
@@ -491,9 +504,17 @@ impl Handler<OwnCandidates> for ServerLink {
     type Return = ();
 
     async fn handle(&mut self, OwnCandidates(list): OwnCandidates, _: &mut Context<Self>) {
-        self.core.set_candidates(list.clone());
+        self.hosts = list;
+        self.tell_candidates();
         self.core.uplinks_changed(Instant::now());
-        self.casts.candidates.cast(peer_table::OwnCandidates(list));
+    }
+}
+
+impl Handler<MappingChanged> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, _: MappingChanged, _: &mut Context<Self>) {
+        self.tell_candidates();
     }
 }
 

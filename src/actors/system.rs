@@ -32,6 +32,7 @@ use super::supervisor::{Policy, Supervisor};
 use super::tap_reader::TapReader;
 use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
+use super::upnp::{GatewayCell, Upnp, UpnpCasts, UpnpShared};
 use crate::cli::reply::Status;
 use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerConfig};
 use crate::counters::Counters;
@@ -50,7 +51,9 @@ use crate::io::udp::{BindError, UdpUplink};
 use crate::io::uplinks::Uplinks;
 use crate::logging;
 use crate::messages::coordinator::Reconfigure;
+use crate::messages::server_link::MappingChanged;
 use crate::proto::crypto::{Trust, enrol_mac1_key, mac1_key};
+use crate::proto::gateway::Wish;
 use crate::proto::link::no_psk;
 use crate::proto::noise::Identity;
 use crate::proto::relaying::RelayView;
@@ -59,6 +62,7 @@ use crate::report;
 use crate::report::snapshot::{Sampler, Source};
 use crate::view::FdbView;
 use crate::wire::join::{HostPort, fingerprint};
+use crate::wire::natpmp::Transport;
 
 /// Messages a control actor's mailbox holds; above it, casts are refused and counted.
 const MAILBOX: usize = 1024;
@@ -177,6 +181,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         pinned: ArcSwap::from_pointee(pinned),
         map_version: Arc::new(AtomicU64::new(0)),
         events: EventLog::default(),
+        gateway: GatewayCell::default(),
         started: now,
         end,
     });
@@ -229,6 +234,12 @@ fn wire_client(
     let (tap, tap_mailbox) = Mailbox::<TapReader>::bounded(EDGE_MAILBOX);
     let (stats, stats_mailbox) = Mailbox::<Stats>::bounded(EDGE_MAILBOX);
     let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
+
+    // The first to start is the last to stop: the gateway is asked to delete what it maps when all else is done.
+    if let Some(lent) = client_upnp(shared) {
+        let changed = Some(Caster::new(server.clone(), counters.clone()));
+        wire_upnp(lent, changed, supervisor, threads, &counters);
+    }
 
     let view = shared.views.fdb.clone();
     supervisor.supervise(&threads.control, fdb_mailbox, move || MacLearning::new(view.clone()), Policy::RESTART);
@@ -361,6 +372,7 @@ pub fn run_server(
         counters,
         description: ArcSwap::from_pointee(None),
         events: EventLog::default(),
+        gateway: GatewayCell::default(),
         started: Instant::now(),
         end,
     });
@@ -426,6 +438,10 @@ fn wire_server(
     let (coordinator, coordinator_mailbox) = Mailbox::<Coordinator>::bounded(MAILBOX);
     let (stats, stats_mailbox) = Mailbox::<Stats>::bounded(EDGE_MAILBOX);
     let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
+
+    if let Some(lent) = server_upnp(shared) {
+        wire_upnp(lent, None, supervisor, threads, &counters);
+    }
 
     let stored = Caster::new(coordinator.clone(), counters.clone());
     let desk = Desk::default();
@@ -543,6 +559,65 @@ fn say_taken(differing: &[&str], live: &[&str]) {
         none if none.is_empty() => log::info!("SIGHUP: nothing to take from the configuration{restart}"),
         keys => log::info!("SIGHUP: taken from the configuration: {keys}{restart}"),
     }
+}
+
+/// What a client asks the gateway for; `None` where it does not.
+fn client_upnp(shared: &Arc<ClientShared>) -> Option<UpnpShared> {
+    let config = &shared.config;
+    if config.upnptimeout.is_zero() || !config.direct {
+        return None;
+    }
+    let (device, told) = (shared.clone(), shared.clone());
+    Some(UpnpShared {
+        wishes: vec![Wish { transport: Transport::Udp, port: shared.uplinks.port() }],
+        timeout: config.upnptimeout,
+        secret: shared.secret.clone(),
+        own: None,
+        cell: shared.gateway.clone(),
+        device: Arc::new(move || device.slot.get().map(|tap| tap.ifindex())),
+        say: Arc::new(move |text| told.events.say(text)),
+    })
+}
+
+/// What a server asks the gateway for; `None` where it does not.
+fn server_upnp(shared: &Arc<ServerShared>) -> Option<UpnpShared> {
+    let config = &shared.config;
+    let listen = config.listen.iter().find_map(|ip| match ip {
+        IpAddr::V4(ip) => Some(*ip),
+        IpAddr::V6(_) => None,
+    })?;
+    if config.upnptimeout.is_zero() || listen.is_loopback() {
+        return None;
+    }
+    let told = shared.clone();
+    Some(UpnpShared {
+        wishes: [Transport::Udp, Transport::Tcp].map(|transport| Wish { transport, port: config.port }).to_vec(),
+        timeout: config.upnptimeout,
+        secret: shared.secrets.0.clone(),
+        own: Some(listen).filter(|ip| !ip.is_unspecified()),
+        cell: shared.gateway.clone(),
+        device: Arc::new(|| None),
+        say: Arc::new(move |text| told.events.say(text)),
+    })
+}
+
+fn wire_upnp(
+    lent: UpnpShared,
+    changed: Option<Caster<MappingChanged>>,
+    supervisor: &Supervisor,
+    threads: &Threads,
+    counters: &Arc<Counters>,
+) {
+    let (upnp, mailbox) = Mailbox::<Upnp>::bounded(EDGE_MAILBOX);
+    let casts = UpnpCasts {
+        changed,
+        place: Caster::new(upnp.clone(), counters.clone()),
+        heard: Caster::new(upnp.clone(), counters.clone()),
+        fetched: Caster::new(upnp.clone(), counters.clone()),
+    };
+    let factory = move || Upnp::new(lent.clone(), casts.clone());
+    supervisor.supervise(&threads.control, mailbox, factory, Policy::RESTART);
+    threads.keep(upnp);
 }
 
 /// The node's threads: the caller's runs the control plane, one of its own the data plane.

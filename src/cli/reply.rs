@@ -23,6 +23,7 @@ pub struct ClientStatus {
     pub uptime_seconds: f64,
     pub node: ClientNode,
     pub server: ServerContact,
+    pub gateway: Gateway,
     pub peers: Vec<Peer>,
     pub counters: BTreeMap<String, f64>,
     pub actors: Vec<Actor>,
@@ -59,6 +60,31 @@ pub struct ServerContact {
     pub network: Option<String>,
 }
 
+/// What the gateway maps to a node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Gateway {
+    /// `off`, `asking`, `mapped` or `none`.
+    pub state: String,
+    pub address: Option<String>,
+    /// Why a port is not mapped.
+    pub reason: Option<String>,
+    pub mappings: Vec<PortMapping>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct PortMapping {
+    /// `PCP`, `NAT-PMP` or `UPnP-IGD`.
+    pub protocol: String,
+    /// `UDP` or `TCP`.
+    pub transport: String,
+    pub port: u16,
+    pub external: String,
+    /// Left; `None` for one without an end.
+    pub lifetime_seconds: Option<f64>,
+}
+
 /// Another client, as a client sees it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -91,6 +117,7 @@ pub struct ServerStatus {
     pub invitations: bool,
     pub map_version: u64,
     pub epoch: u64,
+    pub gateway: Gateway,
     pub leases: Vec<Lease>,
     pub counters: BTreeMap<String, f64>,
     pub actors: Vec<Actor>,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::StatusArguments;
 use super::ask::ask;
-use super::reply::{Actor, ClientStatus, Lease, Peer, ServerStatus, Status};
+use super::reply::{Actor, ClientStatus, Gateway, Lease, Peer, PortMapping, ServerStatus, Status};
 use super::table::Column::{Left, Right};
 use super::table::Table;
 use crate::scaled::{Bytes, Millis, Seconds};
@@ -64,10 +64,30 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     let map = format!("map version {}", server.map_version);
     let network = server.network.as_deref().and_then(|network| named("network", network));
     writeln!(out, "server {endpoint}: {}", joined([Some(contact.as_str()), Some(&map), network.as_deref()]))?;
+    print_gateway(&status.gateway, out)?;
     print_peers(&status.peers, out)?;
     print_actors(&status.actors, out)?;
     print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;
     print_lines("health", client_notes(status).iter(), out)
+}
+
+/// What the gateway maps, or why it does not. Where nobody asks it there is nothing to say.
+fn print_gateway(gateway: &Gateway, out: &mut dyn Write) -> io::Result<()> {
+    let Some(address) = gateway.address.as_deref().filter(|_| gateway.state != "off") else { return Ok(()) };
+    let mut parts: Vec<String> = Vec::new();
+    for mapping in &gateway.mappings {
+        let left =
+            mapping.lifetime_seconds.map_or_else(|| "no end".to_owned(), |left| format!("{} left", Seconds(left)));
+        let PortMapping { protocol, transport, port, external, .. } = mapping;
+        parts.push(format!("{transport} {external} to port {port} ({protocol}, {left})"));
+    }
+    match (&gateway.reason, gateway.mappings.is_empty()) {
+        (Some(reason), true) => parts.push(format!("no port mapping: {reason}")),
+        (Some(reason), false) => parts.push(format!("not {reason}")),
+        (None, true) => parts.push("being asked for a port mapping".to_owned()),
+        (None, false) => {}
+    }
+    writeln!(out, "gateway {address}: {}", parts.join(", "))
 }
 
 fn print_peers(peers: &[Peer], out: &mut dyn Write) -> io::Result<()> {
@@ -119,6 +139,7 @@ fn print_server(status: &ServerStatus, out: &mut dyn Write) -> io::Result<()> {
     };
     let map = format!("map version {}, epoch {}", status.map_version, status.epoch);
     writeln!(out, "  {}", joined([Some(members.as_str()), Some(&free), Some(door), Some(&map)]))?;
+    print_gateway(&status.gateway, out)?;
     print_leases(&status.leases, out)?;
     print_actors(&status.actors, out)?;
     print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;
@@ -376,6 +397,26 @@ health:
   Coordinator was restarted once: panicked: x
 "
         );
+    }
+
+    #[test]
+    fn the_gateway_is_shown_with_what_it_maps_or_why_not() {
+        let mut reply = server();
+        let line = |reply: &Value| printed(reply).lines().find(|line| line.starts_with("gateway")).map(str::to_owned);
+        assert_eq!(line(&reply), None, "nothing is known of one");
+        let mapping = |transport: &str, left: Value| {
+            json!({"protocol": "PCP", "transport": transport, "port": 43439, "external": "198.51.100.7:43439",
+                "lifetime_seconds": left})
+        };
+        reply["gateway"] = json!({"state": "mapped", "address": "192.168.1.1", "reason": null,
+            "mappings": [mapping("UDP", json!(7200.0)), mapping("TCP", json!(null))]});
+        let expected = "gateway 192.168.1.1: UDP 198.51.100.7:43439 to port 43439 (PCP, 2 h left), \
+                        TCP 198.51.100.7:43439 to port 43439 (PCP, no end)";
+        assert_eq!(line(&reply).as_deref(), Some(expected));
+        reply["gateway"] = json!({"state": "none", "address": "192.168.1.1", "reason": "it is dumb", "mappings": []});
+        assert_eq!(line(&reply).as_deref(), Some("gateway 192.168.1.1: no port mapping: it is dumb"));
+        reply["gateway"]["state"] = json!("off");
+        assert_eq!(line(&reply), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use log::LevelFilter;
@@ -105,6 +106,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let log_level = check.log_level(raw.log_level.as_ref());
     let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
     let log = check.log(raw.log.as_ref(), super::SERVER_LOG, how);
+    let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     if open == Some(true) {
@@ -129,6 +131,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
         graphviz: graphviz?,
         log_level: log_level?,
         log: log?,
+        upnptimeout: upnptimeout?,
         warnings,
     })
 }
@@ -157,6 +160,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let log_level = check.log_level(raw.log_level.as_ref());
     let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
     let log = check.log(raw.log.as_ref(), super::CLIENT_LOG, how);
+    let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     // RFC 8200, section 5: no IPv6 over links of less.
@@ -188,6 +192,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         metrics: metrics?,
         log_level: log_level?,
         log: log?,
+        upnptimeout: upnptimeout?,
         warnings,
     })
 }
@@ -606,6 +611,12 @@ impl Check<'_> {
         }
     }
 
+    fn upnptimeout(&mut self, node: Option<&Node>) -> Option<Duration> {
+        let more = " (milliseconds); 0 asks for no mapping";
+        let ms = self.number(node, "upnptimeout", 0..=60_000, super::UPNP_TIMEOUT_MS, more)?;
+        Some(Duration::from_millis(ms.into()))
+    }
+
     fn boolean(&mut self, node: Option<&Node>, key: &str, default: bool) -> Option<bool> {
         const EXPECTED: &str = "write true or false";
         let Some(node) = node else { return Some(default) };
@@ -970,6 +981,25 @@ pub(super) mod tests {
         for bad in ["fd12::/47", "fd12::/97", "fc00::/48", "fd12::1/64", "fd12::", "10.0.0.0/24", "Auto"] {
             assert_eq!(server_says(&format!("(network6: {bad:?})")).len(), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_time_to_look_for_a_gateway_is_in_milliseconds() {
+        let timeout = |text: &str| {
+            let (raw, mut problems) = read::<ServerRaw>("server.ron", text, Role::Server);
+            server(&raw, &mut problems).map(|config| config.upnptimeout)
+        };
+        assert_eq!(timeout("()"), Some(Duration::from_secs(1)));
+        assert_eq!(timeout("(upnptimeout: 0)"), Some(Duration::ZERO));
+        assert_eq!(timeout("(upnptimeout: 2500)"), Some(Duration::from_millis(2500)));
+        assert_eq!(
+            server_says("(upnptimeout: 60001)"),
+            ["server.ron:1:15: upnptimeout: 60001 is out of range; \
+              write a whole number from 0 to 60000 (milliseconds); 0 asks for no mapping"]
+        );
+        let options = ClientOptions { upnptimeout: Some("250".into()), ..ClientOptions::default() };
+        let config = client_config("(upnptimeout: 0)", options);
+        assert_eq!(config.upnptimeout, Duration::from_millis(250), "the option wins");
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub const DEVICE: &str = "eps0";
 pub const MTU: u16 = 1376;
 /// What is logged.
 pub const LOG_LEVEL: LevelFilter = LevelFilter::Info;
+/// How long a gateway is looked for, in milliseconds; EPS Conduits used the same.
+pub const UPNP_TIMEOUT_MS: u16 = 1000;
 
 /// The rights a member can have, by name, with their bits in the certificate.
 pub const RIGHTS: [(&str, u8); 5] = [("bridge", 1), ("dhcp", 2), ("router", 4), ("relay", 8), ("no-flood", 16)];
@@ -119,6 +121,8 @@ pub struct ServerConfig {
     pub graphviz: Option<PathBuf>,
     pub log_level: LevelFilter,
     pub log: LogSettings,
+    /// How long a gateway that maps ports is looked for before the search counts as vain; zero asks for no mapping.
+    pub upnptimeout: Duration,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }
@@ -209,6 +213,7 @@ compared! {
         "log_max_size": log.max_size,
         "log_max_age": log.max_age,
         "log_keep": log.keep,
+        "upnptimeout": upnptimeout,
     }
 }
 
@@ -236,6 +241,7 @@ compared! {
         "log_max_size": log.max_size,
         "log_max_age": log.max_age,
         "log_keep": log.keep,
+        "upnptimeout": upnptimeout,
     }
 }
 
@@ -320,6 +326,8 @@ pub struct ClientConfig {
     pub metrics: Option<SocketAddr>,
     pub log_level: LevelFilter,
     pub log: LogSettings,
+    /// How long a gateway that maps ports is looked for before the search counts as vain; zero asks for no mapping.
+    pub upnptimeout: Duration,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }

@@ -83,6 +83,10 @@ pub struct ServerOptions {
     /// Old log files to keep, 0 to 999 [default: 5]
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pub log_keep: Option<String>,
+    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP; 0 asks for no mapping
+    /// [default: 1000]
+    #[arg(long, value_name = "MS", allow_hyphen_values = true)]
+    pub upnptimeout: Option<String>,
 }
 
 /// A client's keys as options; each one wins over the file.
@@ -164,6 +168,10 @@ pub struct ClientOptions {
     /// Old log files to keep, 0 to 999 [default: 5]
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pub log_keep: Option<String>,
+    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP; 0 asks for no mapping
+    /// [default: 1000]
+    #[arg(long, value_name = "MS", allow_hyphen_values = true)]
+    pub upnptimeout: Option<String>,
 }
 
 impl ServerOptions {
@@ -191,6 +199,7 @@ impl ServerOptions {
         one(&mut raw.log_max_size, "--log-max-size", self.log_max_size);
         one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
         one(&mut raw.log_keep, "--log-keep", self.log_keep);
+        one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
     }
 }
 
@@ -228,6 +237,7 @@ impl ClientOptions {
         one(&mut raw.log_max_size, "--log-max-size", self.log_max_size);
         one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
         one(&mut raw.log_keep, "--log-keep", self.log_keep);
+        one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
     }
 }
 
@@ -287,7 +297,7 @@ mod tests {
         let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
                     --members=9 --control=10 --invite-expiry=11 --scorecard=12 --scorecard-format=13 --stats=14 \
                     --metrics=15 --graphviz=16 --log-level=17 --log=18 --log-format=19 --log-max-size=20 \
-                    --log-max-age=21 --log-keep=22";
+                    --log-max-age=21 --log-keep=22 --upnptimeout=23";
         let mut raw = ServerRaw::default();
         parse::<ServerOptions>(line).lay_over(&mut raw);
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
@@ -295,7 +305,7 @@ mod tests {
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
                     --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 \
                     --scorecard-format=16 --stats=17 --metrics=18 --log-level=19 --log=20 --log-format=21 \
-                    --log-max-size=22 --log-max-age=23 --log-keep=24";
+                    --log-max-size=22 --log-max-age=23 --log-keep=24 --upnptimeout=25";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

@@ -136,6 +136,7 @@ keys! {
         log_max_size: String,
         log_max_age: String,
         log_keep: u16,
+        upnptimeout: u16,
     }
 }
 
@@ -166,6 +167,7 @@ keys! {
         log_max_size: String,
         log_max_age: String,
         log_keep: u16,
+        upnptimeout: u16,
     }
 }
 

@@ -2,6 +2,7 @@
 pub mod batch;
 pub mod control_socket;
 pub mod files;
+pub mod gateway;
 pub mod http;
 pub mod log_file;
 pub mod netlink;

@@ -10,3 +10,4 @@ pub mod relay;
 pub mod server_link;
 pub mod store;
 pub mod tap_reader;
+pub mod upnp;

@@ -42,6 +42,10 @@ pub enum Resolved {
 #[derive(Debug, Clone)]
 pub struct OwnCandidates(pub Vec<Candidate>);
 
+/// What the gateway maps to us has changed: look at it.
+#[derive(Debug, Clone, Copy)]
+pub struct MappingChanged;
+
 /// Give the lease back. The sender hears when the server has taken it.
 #[derive(Debug)]
 pub struct Release(pub smol::channel::Sender<()>);

@@ -9,6 +9,7 @@ pub mod coordinator;
 pub mod crypto;
 pub mod fdb;
 pub mod forward;
+pub mod gateway;
 pub mod guard;
 pub mod hosts;
 pub mod issuer;

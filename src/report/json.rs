@@ -60,6 +60,7 @@ fn role(snapshot: &Snapshot) -> Map<String, Value> {
             "role": "client",
             "node": part.node,
             "server": part.server,
+            "gateway": part.gateway,
             "peers": part.peers,
         }),
         Role::Server(part) => {
@@ -67,6 +68,7 @@ fn role(snapshot: &Snapshot) -> Map<String, Value> {
             json!({
                 "role": "server",
                 "node": part.node,
+                "gateway": part.gateway,
                 "lease_free": network.map(|network| network.lease_free),
                 "invitations": network.map(|network| network.invitations),
                 "map_version": network.map(|network| network.map_version),

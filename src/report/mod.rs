@@ -6,6 +6,7 @@
 //! restarted. Unknown is null or absent, never 0; counters only grow; times are seconds.
 
 pub mod classic;
+pub mod gateway;
 pub mod json;
 pub mod map;
 pub mod prometheus;
@@ -36,6 +37,8 @@ use crate::wire::join::{HostPort, JoinLine, Token, fingerprint};
 
 /// How long an order may take before the one who gave it is told that it did not work.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Who asks for an invitation waits for the gateway no longer than this: the question has a deadline of its own.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Answers a request at a client.
 pub fn answer_client(
@@ -92,7 +95,7 @@ pub fn answer_server(
                         .ok_or("expires: write a time like 24h, or never")?,
                 };
                 let reusable = request["reusable"].as_bool().unwrap_or(false);
-                let (line, expires_unix) = invite(&shared, &coordinator, expiry, reusable).await?;
+                let (line, expires_unix) = invite(&shared, &coordinator, expiry, reusable, PATIENCE).await?;
                 Ok(json!({ "join": line, "expires_unix": expires_unix, "reusable": reusable }))
             }
             Some("kick") => {
@@ -183,23 +186,27 @@ async fn invite(
     coordinator: &Address<Coordinator>,
     expiry: Expiry,
     reusable: bool,
+    patience: Duration,
 ) -> Result<(String, Option<u64>), String> {
     let expires_unix = expiry.duration().map(|life| unix() + life.as_secs());
     let (reply, told) = smol::channel::bounded(1);
     cast(coordinator, Invite { expires_unix, uses: (!reusable).then_some(1), reply });
     match order(told).await? {
-        Reply::Invited(token) => Ok((join_line(shared, Some(Token::new(token))).await, expires_unix)),
+        Reply::Invited(token) => Ok((join_line(shared, Some(Token::new(token)), patience).await, expires_unix)),
         Reply::Failed(why) => Err(why),
         Reply::Done => Err("the coordinator made no invitation".into()),
     }
 }
 
-/// The line a client joins with. Where nobody said under which name the server is known, its address towards the
-/// default route has to do, or else any that is not this machine's alone.
-async fn join_line(shared: &ServerShared, token: Option<Token>) -> String {
+/// The line a client joins with. Where nobody said under which name the server is known, what the gateway maps to it
+/// comes first, and then its address towards the default route, or else any that is not this machine's alone.
+async fn join_line(shared: &ServerShared, token: Option<Token>, patience: Duration) -> String {
     let config = shared.live.load();
     let mut hosts = config.advertise.clone();
     if hosts.is_empty() {
+        gateway_settled(shared, patience).await;
+        let mapped = shared.gateway.load().udp();
+        hosts.extend(mapped.map(|addr| HostPort { host: addr.ip().to_string(), port: addr.port() }));
         let listening = config.listen.iter().find(|ip| !ip.is_unspecified()).map(ToString::to_string);
         let host = match listening.or_else(|| default_source().map(|ip| ip.to_string())) {
             Some(host) => host,
@@ -208,6 +215,18 @@ async fn join_line(shared: &ServerShared, token: Option<Token>) -> String {
         hosts.push(HostPort { host, port: config.port });
     }
     JoinLine { hosts, fingerprint: fingerprint(&server_key(shared)), token }.to_string()
+}
+
+/// Waits until the gateway has mapped our port, or the time to search is over, which begins with the server; or until
+/// the one who waits has to go on.
+async fn gateway_settled(shared: &ServerShared, patience: Duration) {
+    // The search begins when the default route is known, a moment after the start.
+    let searched = shared.started + shared.config.upnptimeout + Duration::from_millis(200);
+    let end = searched.min(Instant::now() + patience);
+    let asked = shared.config.listen.iter().any(|ip| ip.is_ipv4() && !ip.is_loopback());
+    while asked && !shared.config.upnptimeout.is_zero() && !shared.gateway.load().settled && Instant::now() < end {
+        smol::Timer::after(Duration::from_millis(10)).await;
+    }
 }
 
 /// An IPv4 address of this machine that others may be able to reach.
@@ -245,9 +264,10 @@ pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator
         description.members.len() as u64 + description.lease_free
     );
     if config.open {
-        println!("anybody may join with:\n\n    eps-actor client --join {}\n", join_line(&shared, None).await);
+        let line = join_line(&shared, None, config.upnptimeout * 2).await;
+        println!("anybody may join with:\n\n    eps-actor client --join {line}\n");
     } else if description.members.is_empty() {
-        match invite(&shared, &coordinator, config.invite_expiry, false).await {
+        match invite(&shared, &coordinator, config.invite_expiry, false, config.upnptimeout * 2).await {
             Ok((line, _)) => {
                 println!("join with (once; `eps-actor invite` makes more):\n\n    eps-actor client --join {line}\n")
             }

@@ -260,6 +260,7 @@ mod tests {
     use std::process::Command;
     use std::time::Duration;
 
+    use super::super::gateway::Gateway;
     use super::super::snapshot::{ClientNode, Lease, LeasePeer, NetworkPart, Peer, ServerContact, ServerNode, Window};
     use super::*;
     use crate::actors::supervisor::{ActorState, ActorStatus, MailboxStatus};
@@ -387,7 +388,7 @@ mod tests {
             network: None,
         };
         let peers = rtts.iter().enumerate().map(peer).collect();
-        snapshot(Role::Client(Box::new(ClientPart { node, server, peers })))
+        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), peers })))
     }
 
     fn server_of() -> Snapshot {
@@ -428,7 +429,7 @@ mod tests {
         };
         let network =
             NetworkPart { lease_free: 252, invitations: false, map_version: 1, epoch: 1, leases: vec![lease] };
-        snapshot(Role::Server(Box::new(ServerPart { node, network: Some(network) })))
+        snapshot(Role::Server(Box::new(ServerPart { node, gateway: Gateway::none(), network: Some(network) })))
     }
 
     fn snapshot(role: Role) -> Snapshot {

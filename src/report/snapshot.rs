@@ -10,6 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::gateway::Gateway;
+
 use crate::actors::client::ClientShared;
 use crate::actors::coordinator::ServerShared;
 use crate::actors::supervisor::{ActorStatus, Supervisor};
@@ -65,6 +67,7 @@ pub enum Role {
 pub struct ClientPart {
     pub node: ClientNode,
     pub server: ServerContact,
+    pub gateway: Gateway,
     /// By address.
     pub peers: Vec<Peer>,
 }
@@ -118,6 +121,7 @@ pub struct Peer {
 #[derive(Debug, Clone)]
 pub struct ServerPart {
     pub node: ServerNode,
+    pub gateway: Gateway,
     /// `None` until the coordinator has read its store.
     pub network: Option<NetworkPart>,
 }
@@ -327,6 +331,7 @@ fn client(shared: &ClientShared, now: Instant) -> ClientPart {
             map_version: shared.map_version.load(Relaxed),
             network: pinned.map(|pinned| pinned.network.to_string()),
         },
+        gateway: Gateway::of(&shared.gateway.load(), shared.config.direct && !shared.config.upnptimeout.is_zero(), now),
         peers: peers.into_iter().map(|peer| peer_part(shared, peer, now)).collect(),
     }
 }
@@ -392,6 +397,7 @@ fn server(shared: &ServerShared, base: &Base, length: Duration) -> ServerPart {
             open: config.open,
             fingerprint: crate::proto::map::hex(&fingerprint(&key)),
         },
+        gateway: Gateway::of(&shared.gateway.load(), !config.upnptimeout.is_zero(), Instant::now()),
         network: description.map(|description| NetworkPart {
             lease_free: description.lease_free,
             invitations: description.invitations,

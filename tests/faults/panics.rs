@@ -11,9 +11,9 @@ use serde_json::json;
 use crate::load::Load;
 use crate::stage::{SOON, Stage, alone, is_long, ms, status, until};
 
-const CLIENT: [&str; 8] =
-    ["tap_reader", "udp_path", "peer_table", "server_link", "mac_learning", "names", "stats", "control"];
-const SERVER: [&str; 7] = ["coordinator", "relay", "store", "udp_path", "tcp_path", "stats", "control"];
+const CLIENT: [&str; 9] =
+    ["tap_reader", "udp_path", "peer_table", "server_link", "mac_learning", "upnp", "names", "stats", "control"];
+const SERVER: [&str; 8] = ["coordinator", "relay", "store", "udp_path", "tcp_path", "upnp", "stats", "control"];
 /// Between two panics of one actor.
 const ROUND: Duration = Duration::from_millis(3500);
 /// Three restarts of an actor within ten seconds come at once, and only a fourth waits.

@@ -24,3 +24,4 @@ mod outputs;
 mod secrecy;
 #[path = "../shared/turn.rs"]
 mod turn;
+mod upnp;
