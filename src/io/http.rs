@@ -194,6 +194,14 @@ mod tests {
         drop(silent);
     }
 
+    #[test]
+    fn a_port_that_is_taken_is_told_with_what_to_do() {
+        let first = PageListener::bind(([127, 0, 0, 1], 0).into()).expect("a port");
+        let error = PageListener::bind(first.address()).expect_err("taken").to_string();
+        assert!(error.starts_with(&format!("cannot serve metrics on {}: ", first.address())), "{error}");
+        assert!(error.ends_with("name another address with --metrics"), "{error}");
+    }
+
     /// A page on a thread that lives as long as the test process.
     fn served() -> SocketAddr {
         let listener = PageListener::bind(([127, 0, 0, 1], 0).into()).expect("a port");

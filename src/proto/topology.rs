@@ -183,7 +183,12 @@ impl<'a> Map<'a> {
         }
         let title = label(&[&title, snapshot]);
         let small = self.is_small();
-        let layout = if small { "layout=circo, mindist=1.1" } else { "layout=sfdp, K=1, repulsiveforce=1.6" };
+        let layout = match self.members.len() {
+            // Two or three would stand in each other's way.
+            0..6 => "layout=circo, mindist=2",
+            _ if small => "layout=circo, mindist=1.1",
+            _ => "layout=sfdp, K=1, repulsiveforce=1.6",
+        };
         writeln!(
             out,
             "    graph [{layout}, overlap=prism, outputorder=edgesfirst, bgcolor=white, pad=0.3, label={title}, labelloc=b, fontname=\"Helvetica\", fontsize=12, fontcolor=\"{QUIET_TEXT}\"];"

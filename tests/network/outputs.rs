@@ -149,6 +149,68 @@ fn five_outputs_of_one_snapshot_have_the_same_sums() {
     println!("outputs: {frames} frames of {FRAME} bytes are {bytes} bytes in all five");
 }
 
+#[test]
+fn what_is_relayed_is_counted_apart_at_both_ends_and_as_forwarded_between() {
+    if !can_make_networks() {
+        return;
+    }
+    let _turn = beside();
+    let mut world = World::new();
+    let [ada, bob] = ["ada", "bob"].map(|name| world.client(name));
+    for node in [&ada, &bob] {
+        run_in(&node.ns, "sysctl -q -w net.ipv6.conf.default.disable_ipv6=1");
+    }
+    let line = world.start_server(&["--network6", "none"]);
+    join(&ada, &line, &["--direct=false"]);
+    let to = join(&bob, &line, &["--direct=false"]);
+    ping(&ada, &bob, to);
+    let pings =
+        ["ping", "-q", "-i", "0.05", "-c", &PINGS.to_string(), "-s", &PAYLOAD.to_string(), &to.to_string()].join(" ");
+    run_in(&ada.ns, &pings);
+
+    let all = snapshot(&ada);
+    let counters = &all["status"]["counters"];
+    for way in ["relay_tx", "relay_rx"] {
+        assert!(number(&counters[format!("{way}_frames")]) >= PINGS, "{counters}");
+        assert!(number(&counters[format!("{way}_bytes")]) >= PINGS * FRAME, "{counters}");
+    }
+    assert_eq!((&counters["direct_tx_frames"], &counters["direct_rx_frames"]), (&json!(0), &json!(0)));
+    agree(
+        &all,
+        "client",
+        &[
+            (
+                "relay_rx_frames",
+                "server_packets_received",
+                "packets received",
+                "eps_frames_total{way=\"relay\",dir=\"rx\"}",
+            ),
+            ("relay_tx_bytes", "server_bytes_sent", "bytes sent", "eps_frame_bytes_total{way=\"relay\",dir=\"tx\"}"),
+        ],
+    );
+    let told = || text(&program(&["map", "--control", &world.server.control_path().display().to_string()]).stdout);
+    until("the map to show the pair", || told().contains("\"ada\" -- \"(server)\" [color=\"#f29900\""));
+    let all = snapshot(&world.server);
+    let counters = &all["status"]["counters"];
+    assert!(number(&counters["relayed_bytes"]) >= 2 * PINGS * FRAME, "{counters}");
+    let sent = number(&counters["udp_tx_bytes"]) - number(&counters["relayed_bytes"]);
+    let classic = all["classic"].as_str().expect("text");
+    assert!(classic.lines().any(|line| line == format!("total_server_bytes_sent {sent}")), "{sent} in {classic}");
+    agree(
+        &all,
+        "server",
+        &[
+            (
+                "relayed_datagrams",
+                "server_packets_forwarded",
+                "packets forwarded",
+                "eps_packets_total{dir=\"forwarded\"}",
+            ),
+            ("relayed_bytes", "server_bytes_forwarded", "bytes forwarded", "eps_forwarded_bytes_total"),
+        ],
+    );
+}
+
 /// The same number under its name in status, scorecard, classic lines, log text and Prometheus's page.
 fn agree(all: &Value, role: &str, names: &[(&str, &str, &str, &str)]) {
     assert_eq!(all["json"]["role"], role);
