@@ -124,13 +124,17 @@ fn names_that_stand_for_nothing_are_all_told() {
     let ada = world.client("ada");
     let line = world.start_server(&[]);
     world.server.stop().expect("stopped");
-    ada.start(&["--join", &line, "--server", "one.invalid,two.invalid"]).expect("started");
+    let file = world.directory.path().join("eps.log");
+    let path = file.display().to_string();
+    ada.start(&["--join", &line, "--server", "one.invalid,two.invalid", "--log", &path]).expect("started");
     let ended = eps_actor::cli::demo::scene::wait_until(Duration::from_secs(40), "ada to end", || Ok(ada.ended()));
     assert_eq!(ended.expect("an end").code(), Some(1));
     let log = ada.log();
     assert_eq!(complaints(&log).len(), 1, "{log}");
+    let last = read(&file).lines().last().expect("a line").to_owned();
     for part in ["one.invalid: ", "two.invalid: "] {
         assert!(complaints(&log)[0].contains(part), "{log}");
+        assert!(last.contains(" error - ") && last.contains(part), "why it ended is in the log, too: {last}");
     }
 }
 
