@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eps_actor::actors::client::SavedNetwork;
 use eps_actor::cli::demo::scene::Node;
@@ -16,6 +16,7 @@ use eps_actor::wire::cert::Certificate;
 use eps_actor::wire::join::JoinLine;
 use serde_json::{Value, json};
 
+use crate::crowd::{Guest, holders, run};
 use crate::lab::{BIN, SERVER, World, address, beside, complaints, has_program, join, pid, program, text, until};
 
 #[test]
@@ -123,13 +124,17 @@ fn names_that_stand_for_nothing_are_all_told() {
     let ada = world.client("ada");
     let line = world.start_server(&[]);
     world.server.stop().expect("stopped");
-    ada.start(&["--join", &line, "--server", "one.invalid,two.invalid"]).expect("started");
+    let file = world.directory.path().join("eps.log");
+    let path = file.display().to_string();
+    ada.start(&["--join", &line, "--server", "one.invalid,two.invalid", "--log", &path]).expect("started");
     let ended = eps_actor::cli::demo::scene::wait_until(Duration::from_secs(40), "ada to end", || Ok(ada.ended()));
     assert_eq!(ended.expect("an end").code(), Some(1));
     let log = ada.log();
     assert_eq!(complaints(&log).len(), 1, "{log}");
+    let last = read(&file).lines().last().expect("a line").to_owned();
     for part in ["one.invalid: ", "two.invalid: "] {
         assert!(complaints(&log)[0].contains(part), "{log}");
+        assert!(last.contains(" error - ") && last.contains(part), "why it ended is in the log, too: {last}");
     }
 }
 
@@ -368,6 +373,28 @@ fn strangers_cannot_fill_the_log() {
     // Some kinds of ends, each with its budget.
     assert!((1..=3 * BUDGET as usize).contains(&said), "{said} lines of {TIMES} connections: {}", read(&file));
     println!("log: {TIMES} connections of a stranger are {said} lines");
+}
+
+#[test]
+fn a_crowd_of_new_members_is_a_few_lines() {
+    if !can_make_networks() {
+        return;
+    }
+    let _turn = beside();
+    let world = World::new();
+    let line: JoinLine = world.start_server(&[]).parse().expect("a line");
+    const CROWD: usize = 60;
+    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 43439));
+    let guest = |number| Guest::new(number, &world.server.ns, server, &line, Instant::now());
+    let mut crowd: Vec<Guest> = (0..CROWD).map(guest).collect();
+    until("the crowd to have leases", || {
+        run(&mut crowd);
+        holders(&crowd) == CROWD
+    });
+    assert_eq!(world.server.server_status().expect("a status").leases.len(), CROWD);
+    let log = world.server.log();
+    assert_eq!(log.lines().filter(|line| line.contains(" joined from ")).count(), BUDGET as usize, "{log}");
+    println!("log: {CROWD} new members are {BUDGET} lines");
 }
 
 #[test]
