@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use log::LevelFilter;
@@ -100,6 +101,8 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let log_level = check.log_level(raw.log_level.as_ref());
     let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
     let log = check.log(raw.log.as_ref(), super::SERVER_LOG, how);
+    let node = raw.upnptimeout.as_ref();
+    let upnptimeout = check.number(node, "upnptimeout", 0..=60_000, super::UPNP_TIMEOUT, " (milliseconds); 0 is off");
     let mut warnings = Vec::new();
     if open == Some(true) {
         warnings.push("the network is open: whoever reaches this server is admitted without a token".to_owned());
@@ -119,6 +122,10 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
         scorecard: scorecard?,
         log_level: log_level?,
         log: log?,
+        upnptimeout: match upnptimeout? {
+            0 => None,
+            milliseconds => Some(Duration::from_millis(milliseconds.into())),
+        },
         warnings,
     })
 }
@@ -741,6 +748,7 @@ pub(super) mod tests {
     log_max_size: "10",
     log_max_age: "0s",
     log_keep: 1000,
+    upnptimeout: 60001,
 )"#,
         );
         let starts = [
@@ -769,6 +777,7 @@ pub(super) mod tests {
             "server.ron:25:19: log_max_size: \"10\" is not such a size; write a size from 1KiB to 1TiB, like 10MiB",
             "server.ron:26:18: log_max_age: \"0s\" is not such a length of time; ",
             "server.ron:27:15: log_keep: 1000 is out of range; write a whole number from 0 to 999",
+            "server.ron:28:18: upnptimeout: 60001 is out of range; write a whole number from 0 to 60000 (milliseconds)",
         ];
         assert_eq!(said.len(), starts.len(), "{said:#?}");
         for (line, start) in said.iter().zip(starts) {
@@ -917,6 +926,19 @@ pub(super) mod tests {
             assert_eq!(check.optional_file(node.as_ref(), "log", "/d"), expected, "{node:?}");
         }
         assert!(problems.is_empty(), "{place}");
+    }
+
+    #[test]
+    fn the_wait_for_routers_is_in_milliseconds_and_none_is_off() {
+        let wait = |option: Option<&str>| {
+            let options = ServerOptions { upnptimeout: option.map(str::to_owned), ..ServerOptions::default() };
+            let (mut raw, mut problems) = (ServerRaw::default(), Vec::new());
+            options.lay_over(&mut raw);
+            server(&raw, &mut problems).expect("a config").upnptimeout
+        };
+        assert_eq!(wait(None), Some(Duration::from_secs(1)));
+        assert_eq!(wait(Some("250")), Some(Duration::from_millis(250)));
+        assert_eq!(wait(Some("0")), None);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub const LOG_MAX_SIZE: u64 = 10 << 20;
 pub const LOG_MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
 /// Old log files that are kept, so that a log takes no more than six times its size.
 pub const LOG_KEEP: u16 = 5;
+/// Milliseconds that a router has to say it maps ports; EPS Conduits used the same.
+pub const UPNP_TIMEOUT: u16 = 1000;
 /// The server's port, UDP and TCP; EPS Conduits used the same.
 pub const PORT: u16 = crate::wire::join::DEFAULT_PORT;
 /// All addresses of the machine, both families.
@@ -107,6 +109,8 @@ pub struct ServerConfig {
     pub scorecard: Option<PathBuf>,
     pub log_level: LevelFilter,
     pub log: LogSettings,
+    /// How long the start waits for routers that map ports; `None` asks none.
+    pub upnptimeout: Option<Duration>,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }
@@ -182,6 +186,7 @@ compared! {
         "log_max_size": log.max_size,
         "log_max_age": log.max_age,
         "log_keep": log.keep,
+        "upnptimeout": upnptimeout,
     }
 }
 

@@ -69,6 +69,10 @@ pub struct ServerOptions {
     /// Old log files to keep, 0 to 999 [default: 5]
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pub log_keep: Option<String>,
+    /// How long to wait for a router that maps ports at the start, in milliseconds, up to 60000; 0 asks none [default:
+    /// 1000]
+    #[arg(long, value_name = "MS", allow_hyphen_values = true)]
+    pub upnptimeout: Option<String>,
 }
 
 /// A client's keys as options; each one wins over the file.
@@ -160,6 +164,7 @@ impl ServerOptions {
         one(&mut raw.log_max_size, "--log-max-size", self.log_max_size);
         one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
         one(&mut raw.log_keep, "--log-keep", self.log_keep);
+        one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
     }
 }
 
@@ -251,7 +256,7 @@ mod tests {
     fn every_option_reaches_its_key() {
         let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
                     --members=9 --control=10 --invite-expiry=11 --scorecard=12 --log-level=13 --log=14 --log-format=15 \
-                    --log-max-size=16 --log-max-age=17 --log-keep=18";
+                    --log-max-size=16 --log-max-age=17 --log-keep=18 --upnptimeout=19";
         let mut raw = ServerRaw::default();
         parse::<ServerOptions>(line).lay_over(&mut raw);
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

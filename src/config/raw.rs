@@ -132,6 +132,7 @@ keys! {
         log_max_size: String,
         log_max_age: String,
         log_keep: u16,
+        upnptimeout: u16,
     }
 }
 
