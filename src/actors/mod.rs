@@ -9,6 +9,7 @@ pub mod mac_learning;
 pub mod peer_table;
 pub mod relay;
 pub mod server_link;
+pub mod service_manager;
 pub mod stats;
 pub mod store;
 pub mod supervisor;

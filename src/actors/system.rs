@@ -24,6 +24,7 @@ use super::mac_learning::MacLearning;
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
+use super::service_manager;
 use super::stats::Stats;
 use super::store::{Desk, Store};
 use super::supervisor::{Policy, Supervisor};
@@ -36,6 +37,7 @@ use crate::ids::{NetworkId, UplinkId};
 use crate::io::batch::SendBatch;
 use crate::io::control_socket::ControlListener;
 use crate::io::files::{FileError, StateDir};
+use crate::io::notify::{Notifier, Word};
 use crate::io::poll;
 use crate::io::signals::StopSignals;
 use crate::io::store::SqliteStore;
@@ -77,7 +79,8 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     let threads = Threads::start()?;
     let supervisor = Supervisor::new();
     wire_client(&shared, &supervisor, &threads, control);
-    let ended = threads.run(&supervisor, &ends);
+    let lent = shared.clone();
+    let ended = threads.run(&supervisor, &ends, move || service_manager::client_line(&lent));
     shared.slot.set(None);
     ended
 }
@@ -309,7 +312,7 @@ pub fn run_server(config: ServerConfig) -> Result<()> {
     let supervisor = Supervisor::new();
     let coordinator = wire_server(&shared, &supervisor, &threads, control, store.clone(), Arc::new(listen));
     threads.spawn(report::welcome(shared.clone(), coordinator));
-    let ended = threads.run(&supervisor, &ends);
+    let ended = threads.run(&supervisor, &ends, move || service_manager::server_line(&shared));
     if let Err(error) = smol::block_on(store.settle()) {
         log::warn!("{error}");
     }
@@ -457,8 +460,19 @@ impl Threads {
     }
 
     /// Runs the node until a signal, an [`Ending`] or the supervisor ends it; then stops every actor.
-    fn run(self, supervisor: &Supervisor, ends: &Receiver<Ending>) -> Result<()> {
+    ///
+    /// `line` says in a few words how it is, for the service manager.
+    fn run(
+        self,
+        supervisor: &Supervisor,
+        ends: &Receiver<Ending>,
+        line: impl Fn() -> String + Send + 'static,
+    ) -> Result<()> {
         let mut signals = StopSignals::new().context("signals cannot be watched")?;
+        let notifier = Notifier::from_environment().map(Arc::new);
+        if let Some(notifier) = &notifier {
+            self.spawn(service_manager::attend(notifier.clone(), supervisor.clone(), line));
+        }
         let ended = smol::block_on(self.control.run(async {
             let signal = async {
                 let name = signals.next().await.unwrap_or("a signal");
@@ -473,6 +487,9 @@ impl Threads {
             };
             let given_up = async { Some(supervisor.node_ended().await.to_string()) };
             let ended = future::or(signal, future::or(by_itself, given_up)).await;
+            if let Some(notifier) = &notifier {
+                notifier.say(&[Word::Stopping]);
+            }
             for name in supervisor.stop_all(STOP_WITHIN).await {
                 log::warn!("{name} did not end in time and was dropped");
             }

@@ -212,6 +212,9 @@ pub struct CompletionsArguments {
 pub struct InjectPanicArguments {
     /// The actor, as `eps-actor status` shows it
     pub actor: String,
+    /// Make it hang instead, to see that the watchdog notices
+    #[arg(long)]
+    pub hang: bool,
     #[command(flatten)]
     pub target: Target,
     #[command(flatten)]

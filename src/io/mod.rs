@@ -5,6 +5,7 @@ pub mod files;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod notify;
 pub mod packet;
 pub mod poll;
 pub mod signals;
