@@ -165,7 +165,11 @@ where
 /// Sends a message and waits for its answer, `deadline` at the most.
 ///
 /// Calls take their place among casts. An actor may call only actors started before it; upward it casts.
-pub async fn call<A, M, Rc>(address: &Address<A, Rc>, message: M, deadline: Duration) -> Result<<A as Handler<M>>::Return, CallError>
+pub async fn call<A, M, Rc>(
+    address: &Address<A, Rc>,
+    message: M,
+    deadline: Duration,
+) -> Result<<A as Handler<M>>::Return, CallError>
 where
     A: Service + Handler<M>,
     M: Send + 'static,

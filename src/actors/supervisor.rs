@@ -8,8 +8,9 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
@@ -434,22 +435,23 @@ impl<A: Service, F: FnMut() -> A + Send> Cradle<A, F> {
     /// One life, with panics as stop reasons; those of the factory, of destructors and injected ones too.
     async fn live_caught(&mut self) -> StopReason {
         let faults = self.faults.clone();
-        let life = async {
-            let mut live = Box::pin(self.live());
-            let fault = async {
-                match faults.recv().await {
-                    Ok(fault) => Err(fault),
-                    Err(_) => future::pending().await,
-                }
-            };
-            match future::or(fault, async { Ok((&mut live).await) }).await {
-                Ok(reason) => reason,
-                Err(Fault::Panic) => panic!("injected fault"),
-                // What lives is kept, and not looked at again.
-                Err(Fault::Hang) => future::pending().await,
+        let hung = AtomicBool::new(false);
+        let fault = async {
+            match faults.recv().await {
+                Ok(Fault::Panic) => panic!("injected fault"),
+                Ok(Fault::Hang) => hung.store(true, Relaxed),
+                Err(_) => {}
             }
+            future::pending().await
         };
-        let mut life = Box::pin(AssertUnwindSafe(life).catch_unwind());
+        let mut live = Box::pin(self.live());
+        // What hangs is kept, and not looked at again.
+        let looked_at = &hung;
+        let live = future::poll_fn(move |context| match looked_at.load(Relaxed) {
+            true => Poll::Pending,
+            false => live.as_mut().poll(context),
+        });
+        let mut life = Box::pin(AssertUnwindSafe(future::or(fault, live)).catch_unwind());
         let ended = life.as_mut().await;
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(life)));
         match ended.and_then(|reason| dropped.map(|()| reason)) {
@@ -575,7 +577,7 @@ impl fmt::Debug for Policy {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
     use std::thread::JoinHandle;
 
     use rand::SeedableRng;
@@ -799,6 +801,7 @@ mod tests {
         let after = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(lab.supervisor.silent(after(2)), [""; 0], "it may take that long");
         assert_eq!(lab.supervisor.silent(after(3)), ["worker#2"]);
+        until("the other's answer", || lab.supervisor.0.children()[0].pulse.has_answered());
         assert_eq!(lab.supervisor.silent(after(8)), ["worker#2"], "asking again does not excuse it");
     }
 

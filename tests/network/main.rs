@@ -17,7 +17,10 @@ mod leases;
 mod members;
 mod memory;
 mod nat;
+mod notify;
 mod offload;
+mod readme;
 mod secrecy;
+mod setup;
 #[path = "../shared/turn.rs"]
 mod turn;
