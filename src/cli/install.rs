@@ -194,6 +194,14 @@ pub fn start(plan: &Plan<'_>, out: &mut dyn Write) -> Result<()> {
     systemctl(unit, &["enable", unit])?;
     // Also where it runs already: with the configuration of a moment ago it should not.
     systemctl(unit, &["restart", unit])?;
+    let written = std::fs::read_to_string(under(plan.root, &plan.config)).unwrap_or_default();
+    for (key, path) in closed_to_the_unit(&written) {
+        writeln!(
+            out,
+            "warning: {key} is {path}, where the unit may not write; allow it with `systemctl edit {unit}`: [Service], \
+             ReadWritePaths="
+        )?;
+    }
     writeln!(out, "{unit} runs, and starts with the machine; `sudo eps-actor status` shows how it is")?;
     if plan.role == Role::Server {
         writeln!(out, "`sudo eps-actor invite` prints the line that lets another machine join")?;
@@ -217,6 +225,21 @@ pub fn unit_text(role: Role, program: &Path, config: &Path) -> String {
             &format!("LoadCredential=join:{}", join.display()),
         )
 }
+
+/// Keys of a configuration whose paths are outside of what the shipped units may write to.
+fn closed_to_the_unit(text: &str) -> Vec<(&str, &str)> {
+    let path = |line| -> Option<(&str, &str)> {
+        let (key, rest) = str::trim(line).split_once(": \"/")?;
+        let rest = rest.split('"').next()?;
+        let path = &line[line.find('"')? + 1..][..=rest.len()];
+        let open = key == "join_file" || key.starts_with("//") || UNIT_WRITES.iter().any(|open| path.starts_with(open));
+        (!open).then_some((key, path))
+    };
+    text.lines().filter_map(path).collect()
+}
+
+/// The state, runtime and log directories of the units.
+const UNIT_WRITES: [&str; 3] = ["/var/lib/eps-actor/", "/run/eps-actor/", "/var/log/eps-actor/"];
 
 const fn unit_name(role: Role) -> &'static str {
     match role {
@@ -332,6 +355,14 @@ mod tests {
         assert!(
             check(Role::Client, "x", &text, Some("eps://nonsense")).expect_err("bad").to_string().contains("join:")
         );
+    }
+
+    #[test]
+    fn a_path_that_the_unit_may_not_write_to_is_told() {
+        assert_eq!(closed_to_the_unit(&render::file(Role::Server, &[])), []);
+        let settings = [("state", "/srv/eps"), ("scorecard", "/var/log/eps-actor/x.json")];
+        let settings = settings.map(|(key, path)| (key.to_owned(), vec![path.to_owned()]));
+        assert_eq!(closed_to_the_unit(&render::file(Role::Server, &settings)), [("state", "/srv/eps")]);
     }
 
     #[test]

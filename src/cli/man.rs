@@ -22,11 +22,14 @@ pub fn run(directory: &Path, out: &mut dyn Write) -> Result<()> {
 
 /// File names and pages.
 fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut program = Arguments::command();
+    // `help` is a command to the shell and no page.
+    let mut program = Arguments::command().disable_help_subcommand(true);
     program.build();
     let commands: Vec<_> = program.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
-    let mut pages = vec![("eps-actor.1".to_owned(), page(program)?)];
-    for command in commands.into_iter().filter(|command| command.get_name() != "help") {
+    let mut first = page(program)?;
+    first.extend(FILES.as_bytes());
+    let mut pages = vec![("eps-actor.1".to_owned(), first)];
+    for command in commands {
         pages.push((format!("eps-actor-{}.1", command.get_name()), page(command)?));
     }
     Ok(pages)
@@ -40,6 +43,23 @@ fn page(command: clap::Command) -> io::Result<Vec<u8>> {
         .render(&mut page)?;
     Ok(page)
 }
+
+/// What the help does not speak of.
+const FILES: &str = "\
+.SH FILES
+.TP
+/etc/eps\\-actor/server.ron, /etc/eps\\-actor/client.ron
+Configuration of the systemd units; every key is there with what it is for. \\fBeps\\-actor check\\fR looks it over.
+.TP
+/etc/eps\\-actor/join
+The join line of a client that has not been a member yet; readable by root only.
+.TP
+/var/lib/eps\\-actor
+Keys, members and leases. Keep it: this machine is known by the keys in it.
+.TP
+/run/eps\\-actor
+Control sockets.
+";
 
 #[cfg(test)]
 mod tests {
@@ -62,6 +82,9 @@ mod tests {
         }
         assert!(!pages.iter().any(|(name, _)| name.contains("inject") || name.contains("man-pages")));
         let all = String::from_utf8_lossy(&pages[0].1).into_owned();
-        assert!(all.contains("eps\\-actor\\-server(1)"), "{all}");
+        assert!(
+            all.contains("eps\\-actor\\-server(1)") && !all.contains("help(1)") && all.contains(".SH FILES"),
+            "{all}"
+        );
     }
 }

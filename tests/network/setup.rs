@@ -1,14 +1,15 @@
 //! Setting a machine up: `configure` from a script, `--install` with a systemd played by a script, the units.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use eps_actor::cli::install;
 use eps_actor::config::Role;
 
-use crate::lab::{BIN, beside, finish, has_program, program, text};
+use crate::lab::{BIN, SOON, beside, ends_within, finish, has_program, program, text};
 
 const JOIN: &str = "eps://192.0.2.1:5000/aaaqeayeaudaocajbifqydiob4/77777777777777777777777774l52";
 
@@ -43,6 +44,33 @@ fn configure_writes_a_file_that_check_has_nothing_against() {
 }
 
 #[test]
+fn configure_asks_at_a_terminal() {
+    if !has_program("script") {
+        return;
+    }
+    let _turn = beside();
+    let machine = Machine::new();
+    let file = machine.path("server.ron");
+    let line = format!("{BIN} configure --root {} --output {}", machine.path("").display(), file.display());
+    let mut asked = Command::new("script");
+    asked.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env_remove("EPS_JOIN");
+    asked.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut asked = asked.spawn().expect("started");
+    // Role, port, network, open, then: write it, and no service.
+    let answers = "server\n70000\n5000\n10.77.0.0/24\n\ny\nn\n";
+    asked.stdin.take().expect("a pipe").write_all(answers.as_bytes()).expect("written");
+    let ended = ends_within(SOON, asked).unwrap_or_else(|said| panic!("it does not end: {}", text(&said)));
+    let said = text(&ended.stdout);
+    assert!(ended.status.success(), "{said}");
+    for part in ["Port to listen on, UDP and TCP [43439]: ", "write a whole number from 1 to 65535", "[y/N]"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    let written = fs::read_to_string(&file).expect("a file");
+    assert!(written.contains("    port: 5000,") && written.contains("    network: \"10.77.0.0/24\","), "{written}");
+    assert_eq!(machine.asked(), [""; 0]);
+}
+
+#[test]
 fn install_writes_config_and_unit_and_starts_it() {
     let _turn = beside();
     let machine = Machine::new();
@@ -57,6 +85,12 @@ fn install_writes_config_and_unit_and_starts_it() {
         machine.asked(),
         ["daemon-reload", "enable eps-actor-server.service", "restart eps-actor-server.service"]
     );
+
+    // What a package put there is no file that somebody wrote.
+    fs::write(machine.path("etc/eps-actor/server.ron"), include_str!("../../config/server.ron")).expect("written");
+    let packaged = machine.run(&["server", "--install", "--port", "5000", "--advertise", "vpn.example.org"]);
+    assert!(packaged.status.success(), "{}", text(&packaged.stderr));
+    assert_eq!(machine.read("etc/eps-actor/server.ron"), config);
 
     // Again and alone it keeps the file; with options it would have to change it, and does not.
     fs::write(machine.path("etc/eps-actor/server.ron"), config.replace("5000", "5001")).expect("edited");
