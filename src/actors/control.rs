@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
+use futures_lite::future;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use xtra::{Actor, Mailbox};
 
-use super::ext::{Service, StopReason};
+use super::ext::{Service, StopReason, only_messages};
 use crate::io::control_socket::ControlListener;
 
 /// Answers one request.
@@ -35,13 +36,18 @@ impl Actor for Control {
     }
 }
 
+super::ext::answers_pings!(Control);
+
 impl Service for Control {
     const NAME: &'static str = "control";
 
-    /// Nobody sends it messages: it serves until the supervisor drops it.
-    async fn run(&mut self, _: &Mailbox<Self>) -> StopReason {
-        let answer = self.answer.clone();
-        self.listener.accept_loop(move |request| answer(request)).await;
-        StopReason::Failed("the control socket was closed".into())
+    /// Only the supervisor's pings come by the mailbox: it serves until the supervisor drops it.
+    async fn run(&mut self, mailbox: &Mailbox<Self>) -> StopReason {
+        let (listener, answer) = (self.listener.clone(), self.answer.clone());
+        let serve = async {
+            listener.accept_loop(move |request| answer(request)).await;
+            StopReason::Failed("the control socket was closed".into())
+        };
+        future::or(serve, only_messages(self, mailbox)).await
     }
 }

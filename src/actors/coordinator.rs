@@ -322,6 +322,8 @@ impl Actor for Coordinator {
     }
 }
 
+super::ext::answers_pings!(Coordinator);
+
 impl Service for Coordinator {
     const NAME: &'static str = "coordinator";
 

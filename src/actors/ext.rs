@@ -17,14 +17,19 @@ use xtra::refcount::RefCounter;
 use xtra::{Actor, Address, Handler, Mailbox};
 
 use crate::counters::{Counters, DropReason};
+use crate::messages::ping::Ping;
 
 /// An actor that a [`Supervisor`](super::supervisor::Supervisor) can build, run and restart.
 ///
 /// Most need only `NAME`, the core's `next_timeout` and `on_timeout`, and a `settle` that drains the core. The
 /// edge actors, which read a device or a socket beside their mailbox, bring their own [`run`](Service::run).
-pub trait Service: Actor<Stop = StopReason> {
+pub trait Service: Actor<Stop = StopReason> + Handler<Ping, Return = ()> {
     /// The name in logs, in the status and in errors: lower case with underscores.
     const NAME: &'static str;
+
+    /// How long it may leave its mailbox alone without counting as hung. No handler computes or waits for long; an
+    /// actor that waits for something slower than us says more here.
+    const SILENT_MAX: Duration = Duration::from_secs(3);
 
     /// When the core wants [`on_timeout`](Service::on_timeout) next, if ever.
     fn next_timeout(&self) -> Option<Instant> {
@@ -96,6 +101,26 @@ pub trait Service: Actor<Stop = StopReason> {
     }
 }
 
+/// Makes an actor answer the supervisor's pings, by its mailbox like anything else it is told.
+macro_rules! answers_pings {
+    ($actor:ty) => {
+        impl xtra::Handler<$crate::messages::ping::Ping> for $actor {
+            type Return = ();
+
+            async fn handle(&mut self, ping: $crate::messages::ping::Ping, _: &mut xtra::Context<Self>) {
+                ping.answer();
+            }
+        }
+    };
+}
+pub(crate) use answers_pings;
+
+/// Handles messages for an actor whose work goes on beside them; one of those that nobody but the supervisor writes to.
+pub async fn only_messages<A: Service>(actor: &mut A, mailbox: &Mailbox<A>) -> StopReason {
+    while mailbox.next().await.dispatch_to(actor).await.is_continue() {}
+    StopReason::Requested
+}
+
 /// Why an actor stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StopReason {
@@ -140,7 +165,11 @@ where
 /// Sends a message and waits for its answer, `deadline` at the most.
 ///
 /// Calls take their place among casts. An actor may call only actors started before it; upward it casts.
-pub async fn call<A, M, Rc>(address: &Address<A, Rc>, message: M, deadline: Duration) -> Result<A::Return, CallError>
+pub async fn call<A, M, Rc>(
+    address: &Address<A, Rc>,
+    message: M,
+    deadline: Duration,
+) -> Result<<A as Handler<M>>::Return, CallError>
 where
     A: Service + Handler<M>,
     M: Send + 'static,
@@ -309,6 +338,8 @@ mod tests {
             Timer::after(time).await;
         }
     }
+
+    answers_pings!(Clerk);
 
     const SOON: Duration = Duration::from_secs(5);
 

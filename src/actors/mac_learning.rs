@@ -37,6 +37,8 @@ impl Actor for MacLearning {
     }
 }
 
+super::ext::answers_pings!(MacLearning);
+
 impl Service for MacLearning {
     const NAME: &'static str = "mac_learning";
 

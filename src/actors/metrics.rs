@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_lite::future;
 use xtra::{Actor, Mailbox};
 
-use super::ext::{Service, StopReason};
+use super::ext::{Service, StopReason, only_messages};
 use crate::io::http::PageListener;
 use crate::report::prometheus::{CONTENT_TYPE, page};
 use crate::report::snapshot::Sampler;
@@ -36,12 +37,18 @@ impl Actor for Metrics {
     }
 }
 
+super::ext::answers_pings!(Metrics);
+
 impl Service for Metrics {
     const NAME: &'static str = "metrics";
 
     /// Nobody sends it messages: it serves until the supervisor drops it.
-    async fn run(&mut self, _: &Mailbox<Self>) -> StopReason {
-        self.listener.serve(PATH, CONTENT_TYPE, || page(&self.sampler.take(Instant::now()))).await;
-        StopReason::Failed("the metrics socket was closed".into())
+    async fn run(&mut self, mailbox: &Mailbox<Self>) -> StopReason {
+        let (listener, sampler) = (self.listener.clone(), self.sampler.clone());
+        let serve = async {
+            listener.serve(PATH, CONTENT_TYPE, || page(&sampler.take(Instant::now()))).await;
+            StopReason::Failed("the metrics socket was closed".into())
+        };
+        future::or(serve, only_messages(self, mailbox)).await
     }
 }

@@ -11,6 +11,7 @@ pub mod names;
 pub mod peer_table;
 pub mod relay;
 pub mod server_link;
+pub mod service_manager;
 pub mod stats;
 pub mod store;
 pub mod supervisor;

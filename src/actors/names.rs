@@ -114,6 +114,8 @@ impl Actor for Names {
     }
 }
 
+super::ext::answers_pings!(Names);
+
 impl Service for Names {
     const NAME: &'static str = "names";
 

@@ -313,6 +313,8 @@ impl Actor for PeerTable {
     }
 }
 
+super::ext::answers_pings!(PeerTable);
+
 impl Service for PeerTable {
     const NAME: &'static str = "peer_table";
 

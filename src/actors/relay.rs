@@ -37,6 +37,8 @@ impl Actor for Relay {
     }
 }
 
+super::ext::answers_pings!(Relay);
+
 impl Service for Relay {
     const NAME: &'static str = "relay";
 

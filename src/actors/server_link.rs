@@ -427,6 +427,8 @@ impl Actor for ServerLink {
     }
 }
 
+super::ext::answers_pings!(ServerLink);
+
 impl Service for ServerLink {
     const NAME: &'static str = "server_link";
 

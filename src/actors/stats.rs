@@ -141,6 +141,8 @@ impl Actor for Stats {
     }
 }
 
+super::ext::answers_pings!(Stats);
+
 impl Service for Stats {
     const NAME: &'static str = "stats";
 

@@ -110,8 +110,13 @@ impl Actor for Store {
     }
 }
 
+super::ext::answers_pings!(Store);
+
 impl Service for Store {
     const NAME: &'static str = "store";
+
+    /// It waits for the disk, and a busy or failing one makes others wait for minutes; being killed would not help it.
+    const SILENT_MAX: Duration = Duration::from_secs(120);
 
     /// The one actor whose work is waiting for a disk: it takes what has come meanwhile and writes it together.
     async fn run(&mut self, mailbox: &Mailbox<Self>) -> StopReason {

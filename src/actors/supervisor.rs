@@ -8,7 +8,9 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
@@ -19,7 +21,8 @@ use smol::lock::OnceCell;
 use smol::{Executor, Task, Timer, future};
 use xtra::Mailbox;
 
-use super::ext::{Service, StopReason};
+use super::ext::{Service, StopReason, cast};
+use crate::messages::ping::Ping;
 use crate::proto::backoff::Backoff;
 
 /// Runs the actors of a node. Clones are handles to the same supervisor.
@@ -40,8 +43,29 @@ struct Child {
     /// Closing it asks the actor to stop.
     stop: Sender<()>,
     #[cfg(any(debug_assertions, feature = "fault-injection"))]
-    fault: Sender<()>,
+    fault: Sender<Fault>,
     task: Option<Task<()>>,
+    pulse: Pulse,
+}
+
+/// What is done to an actor on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(any(debug_assertions, feature = "fault-injection")), allow(dead_code, reason = "nobody injects any"))]
+pub enum Fault {
+    Panic,
+    /// It does nothing more and does not end, as if it waited for something that never comes.
+    Hang,
+}
+
+/// Whether an actor turns its mailbox, by the pings it has answered.
+struct Pulse {
+    ask: Box<dyn Fn(Ping) + Send + Sync>,
+    heard: Arc<AtomicU64>,
+    asked: u64,
+    /// The oldest ping without an answer, and when it was sent.
+    unanswered: Option<(u64, Instant)>,
+    /// As its service has it.
+    silent_max: Duration,
 }
 
 /// What the registry knows about one actor; written by its task.
@@ -55,6 +79,8 @@ struct Life {
     state: ActorState,
     restarts: u64,
     last_stop: Option<LastStop>,
+    /// It waits for its next start, and the supervisor knows why.
+    backs_off: bool,
 }
 
 /// What becomes of an actor that stopped, and how often it may be restarted at once.
@@ -172,7 +198,7 @@ impl Supervisor {
         let (stop, stopped) = channel::bounded(1);
         let (fault, faults) = channel::bounded(1);
         let mut children = self.0.children();
-        let life = Mutex::new(Life { state: ActorState::Starting, restarts: 0, last_stop: None });
+        let life = Mutex::new(Life { state: ActorState::Starting, restarts: 0, last_stop: None, backs_off: false });
         let record = Arc::new(Record { name: free_name(&children, A::NAME), policy, life });
         let cradle = Cradle {
             mailbox,
@@ -184,8 +210,18 @@ impl Supervisor {
             _fault: fault,
         };
         let task = executor.spawn(cradle.supervise(Arc::clone(&self.0.ended)));
+        let mailbox = address.clone();
+        let pulse = Pulse {
+            // One that a full mailbox refuses stays unanswered, as it should.
+            ask: Box::new(move |ping| _ = cast(&mailbox, ping)),
+            heard: Arc::default(),
+            asked: 0,
+            unanswered: None,
+            silent_max: A::SILENT_MAX,
+        };
         children.push(Child {
             record,
+            pulse,
             mailbox: Box::new(move || MailboxStatus { queued: address.len(), capacity: address.capacity() }),
             stop,
             #[cfg(any(debug_assertions, feature = "fault-injection"))]
@@ -197,6 +233,25 @@ impl Supervisor {
     /// Every actor in the order they were started.
     pub fn status(&self) -> Vec<ActorStatus> {
         self.0.children().iter().map(Child::status).collect()
+    }
+
+    /// Which actors have not turned their mailboxes since the last time this was asked, and for longer than they may.
+    /// Asks them all again.
+    ///
+    /// Actors that were stopped, and those that wait out a back-off, are known to do nothing and are not among them.
+    pub fn silent(&self, now: Instant) -> Vec<String> {
+        let mut children = self.0.children();
+        children.iter_mut().filter_map(|child| child.is_silent(now).then(|| child.record.name.clone())).collect()
+    }
+
+    /// Whether every actor runs and has answered what [`silent`](Self::silent) asked it.
+    pub fn all_answered(&self) -> bool {
+        let children = self.0.children();
+        let well = |child: &Child| {
+            let state = child.record.life().state;
+            state == ActorState::Stopped || state == ActorState::Running && child.pulse.has_answered()
+        };
+        children.iter().all(well)
     }
 
     /// Waits until an actor stops that the node cannot go on without.
@@ -237,11 +292,17 @@ impl Supervisor {
     /// Makes a running actor panic, to see it restarted.
     #[cfg(any(debug_assertions, feature = "fault-injection"))]
     pub fn inject_panic(&self, name: &str) -> Result<(), UnknownActor> {
+        self.inject(name, Fault::Panic)
+    }
+
+    /// Makes a running actor panic or hang.
+    #[cfg(any(debug_assertions, feature = "fault-injection"))]
+    pub fn inject(&self, name: &str, fault: Fault) -> Result<(), UnknownActor> {
         let children = self.0.children();
         let child = children.iter().find(|child| child.record.name == name && !child.fault.is_closed());
         let child = child.ok_or_else(|| UnknownActor(name.to_owned()))?;
         // Full: one is on its way already.
-        let _ = child.fault.try_send(());
+        let _ = child.fault.try_send(fault);
         Ok(())
     }
 }
@@ -277,6 +338,35 @@ impl Child {
     }
 }
 
+impl Child {
+    fn is_silent(&mut self, now: Instant) -> bool {
+        let excused = {
+            let life = self.record.life();
+            life.backs_off || life.state == ActorState::Stopped
+        };
+        if excused {
+            self.pulse.unanswered = None;
+            return false;
+        }
+        self.pulse.is_silent(now)
+    }
+}
+
+impl Pulse {
+    fn has_answered(&self) -> bool {
+        self.unanswered.is_none_or(|(number, _)| self.heard.load(Relaxed) >= number)
+    }
+
+    fn is_silent(&mut self, now: Instant) -> bool {
+        self.unanswered = self.unanswered.filter(|(number, _)| self.heard.load(Relaxed) < *number);
+        let silent = self.unanswered.is_some_and(|(_, since)| now.saturating_duration_since(since) >= self.silent_max);
+        self.asked += 1;
+        self.unanswered.get_or_insert((self.asked, now));
+        (self.ask)(Ping { number: self.asked, heard: Arc::clone(&self.heard) });
+        silent
+    }
+}
+
 impl Record {
     fn life(&self) -> MutexGuard<'_, Life> {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
@@ -301,10 +391,10 @@ struct Cradle<A, F> {
     factory: F,
     record: Arc<Record>,
     stop: Receiver<()>,
-    faults: Receiver<()>,
+    faults: Receiver<Fault>,
     /// Kept so that `faults` stays silent where nothing can send into it.
     #[cfg(not(any(debug_assertions, feature = "fault-injection")))]
-    _fault: Sender<()>,
+    _fault: Sender<Fault>,
 }
 
 impl<A: Service, F: FnMut() -> A + Send> Cradle<A, F> {
@@ -320,7 +410,10 @@ impl<A: Service, F: FnMut() -> A + Send> Cradle<A, F> {
                 Action::Restart => {
                     let wait = pace.wait(born.elapsed(), Instant::now(), &mut rand::rng());
                     log::warn!("{} {reason}; restarting{}", record.name, In(wait));
-                    if asked_within(&self.stop, wait).await {
+                    record.life().backs_off = true;
+                    let asked = asked_within(&self.stop, wait).await;
+                    record.life().backs_off = false;
+                    if asked {
                         record.life().state = ActorState::Stopped;
                         return;
                     }
@@ -342,13 +435,23 @@ impl<A: Service, F: FnMut() -> A + Send> Cradle<A, F> {
     /// One life, with panics as stop reasons; those of the factory, of destructors and injected ones too.
     async fn live_caught(&mut self) -> StopReason {
         let faults = self.faults.clone();
-        let fault = async move {
+        let hung = AtomicBool::new(false);
+        let fault = async {
             match faults.recv().await {
-                Ok(()) => panic!("injected fault"),
-                Err(_) => future::pending().await,
+                Ok(Fault::Panic) => panic!("injected fault"),
+                Ok(Fault::Hang) => hung.store(true, Relaxed),
+                Err(_) => {}
             }
+            future::pending().await
         };
-        let mut life = Box::pin(AssertUnwindSafe(future::or(fault, self.live())).catch_unwind());
+        let mut live = Box::pin(self.live());
+        // What hangs is kept, and not looked at again.
+        let looked_at = &hung;
+        let live = future::poll_fn(move |context| match looked_at.load(Relaxed) {
+            true => Poll::Pending,
+            false => live.as_mut().poll(context),
+        });
+        let mut life = Box::pin(AssertUnwindSafe(future::or(fault, live)).catch_unwind());
         let ended = life.as_mut().await;
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(life)));
         match ended.and_then(|reason| dropped.map(|()| reason)) {
@@ -474,7 +577,7 @@ impl fmt::Debug for Policy {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
     use std::thread::JoinHandle;
 
     use rand::SeedableRng;
@@ -681,6 +784,51 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_actor_that_hangs_is_silent_and_the_others_are_not() {
+        let lab = Lab::new();
+        let (_first, _) = lab.start(Policy::RESTART);
+        let (_second, _) = lab.start(Policy::RESTART);
+        let start = Instant::now();
+        assert_eq!(lab.supervisor.silent(start), [""; 0], "nobody has been asked yet");
+        until("answers", || lab.supervisor.all_answered());
+        lab.supervisor.inject("worker#2", Fault::Hang).unwrap();
+        until("silence", || {
+            let _ = lab.supervisor.silent(start);
+            std::thread::sleep(Duration::from_millis(10));
+            !lab.supervisor.all_answered()
+        });
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(lab.supervisor.silent(after(2)), [""; 0], "it may take that long");
+        assert_eq!(lab.supervisor.silent(after(3)), ["worker#2"]);
+        until("the other's answer", || lab.supervisor.0.children()[0].pulse.has_answered());
+        assert_eq!(lab.supervisor.silent(after(8)), ["worker#2"], "asking again does not excuse it");
+    }
+
+    #[test]
+    fn an_actor_that_is_slow_and_answers_at_last_is_not_silent() {
+        let lab = Lab::new();
+        let (address, _) = lab.start(Policy::RESTART);
+        let start = Instant::now();
+        assert!(cast(&address, Sleep(Duration::from_millis(30))));
+        assert_eq!(lab.supervisor.silent(start), [""; 0]);
+        assert_eq!(lab.supervisor.silent(start + Duration::from_secs(3)), ["worker"]);
+        until("the answer", || lab.supervisor.all_answered());
+        assert_eq!(lab.supervisor.silent(start + Duration::from_secs(60)), [""; 0]);
+    }
+
+    #[test]
+    fn an_actor_that_waits_for_its_next_start_is_no_hung_one() {
+        let lab = Lab::new();
+        let (address, _) = lab.start(Policy::RESTART.intensity(0, Duration::from_secs(10)));
+        let _ = smol::block_on(call(&address, Fall, SOON));
+        until("a back-off", || lab.supervisor.0.children()[0].record.life().backs_off);
+        let start = Instant::now();
+        assert_eq!(lab.supervisor.silent(start), [""; 0]);
+        assert!(!lab.supervisor.all_answered());
+        assert_eq!(lab.supervisor.silent(start + Duration::from_secs(3)), [""; 0]);
+    }
+
     const SOON: Duration = Duration::from_secs(10);
 
     /// A supervisor, an executor on two threads, and workers that do as they are told.
@@ -786,6 +934,8 @@ mod tests {
             }
         }
     }
+
+    crate::actors::ext::answers_pings!(Worker);
 
     impl Service for Worker {
         const NAME: &'static str = "worker";

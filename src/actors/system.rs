@@ -26,6 +26,7 @@ use super::names::Names;
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
+use super::service_manager;
 use super::stats::{Outputs, Stats};
 use super::store::{Desk, Store};
 use super::supervisor::{Policy, Supervisor};
@@ -41,6 +42,7 @@ use crate::io::batch::SendBatch;
 use crate::io::control_socket::ControlListener;
 use crate::io::files::{FileError, StateDir};
 use crate::io::http::PageListener;
+use crate::io::notify::{Notifier, Word};
 use crate::io::poll;
 use crate::io::signals::{Asked, NodeSignals};
 use crate::io::store::SqliteStore;
@@ -103,7 +105,8 @@ pub fn run_client(
             say_taken(&differing, CLIENT_LIVE);
         }),
     };
-    let ended = threads.run(&supervisor, &ends, orders);
+    let lent = shared.clone();
+    let ended = threads.run(&supervisor, &ends, orders, move || service_manager::client_line(&lent));
     shared.slot.set(None);
     ended
 }
@@ -394,7 +397,7 @@ pub fn run_server(
             say_taken(&differing, SERVER_LIVE);
         }),
     };
-    let ended = threads.run(&supervisor, &ends, orders);
+    let ended = threads.run(&supervisor, &ends, orders, move || service_manager::server_line(&shared));
     if let Err(error) = smol::block_on(store.settle()) {
         log::warn!("{error}");
     }
@@ -660,12 +663,19 @@ impl Threads {
     }
 
     /// Runs the node until a signal, an [`Ending`] or the supervisor ends it; then stops every actor.
+    ///
+    /// `line` says in a few words how it is, for the service manager.
     fn run<C: Send + 'static>(
         mut self,
         supervisor: &Supervisor,
         ends: &Receiver<Ending>,
         mut orders: Orders<C>,
+        line: impl Fn() -> String + Send + 'static,
     ) -> Result<()> {
+        let notifier = Notifier::from_environment().map(Arc::new);
+        if let Some(notifier) = &notifier {
+            self.spawn(service_manager::attend(notifier.clone(), supervisor.clone(), line));
+        }
         let signals = &mut self.signals;
         let ended = smol::block_on(self.control.run(async {
             let signal = async {
@@ -688,6 +698,9 @@ impl Threads {
             };
             let given_up = async { Some(supervisor.node_ended().await.to_string()) };
             let ended = future::or(signal, future::or(by_itself, given_up)).await;
+            if let Some(notifier) = &notifier {
+                notifier.say(&[Word::Stopping]);
+            }
             for name in supervisor.stop_all(STOP_WITHIN).await {
                 log::warn!("{name} did not end in time and was dropped");
             }

@@ -222,6 +222,8 @@ enum Wake<M> {
     Readable,
 }
 
+super::ext::answers_pings!(TapReader);
+
 impl Service for TapReader {
     const NAME: &'static str = "tap_reader";
 

@@ -5,9 +5,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_lite::future;
 use xtra::{Actor, Mailbox};
 
-use super::ext::{Service, StopReason};
+use super::ext::{Service, StopReason, only_messages};
 use super::udp_path::ServerIngress;
 use crate::counters::add;
 use crate::io::tcp::TcpListen;
@@ -15,12 +16,13 @@ use crate::io::tcp::TcpListen;
 /// The actor.
 pub struct TcpPath {
     listen: Arc<TcpListen>,
-    ingress: ServerIngress,
+    /// Taken by the one run of a life.
+    ingress: Option<ServerIngress>,
 }
 
 impl TcpPath {
     pub fn new(listen: Arc<TcpListen>, ingress: ServerIngress) -> Self {
-        Self { listen, ingress }
+        Self { listen, ingress: Some(ingress) }
     }
 }
 
@@ -32,20 +34,25 @@ impl Actor for TcpPath {
     }
 }
 
+super::ext::answers_pings!(TcpPath);
+
 impl Service for TcpPath {
     const NAME: &'static str = "tcp_path";
 
-    /// Nobody sends it messages: it serves until the supervisor drops it.
-    async fn run(&mut self, _: &Mailbox<Self>) -> StopReason {
-        let ingress = &mut self.ingress;
-        self.listen
-            .accept_loop(|from, mut datagram| {
+    /// Only the supervisor's pings come by the mailbox: it serves until the supervisor drops it.
+    async fn run(&mut self, mailbox: &Mailbox<Self>) -> StopReason {
+        let listen = self.listen.clone();
+        let mut ingress = self.ingress.take().expect("an actor runs once in its life");
+        let serve = async {
+            let datagram = |from, mut datagram: Vec<u8>| {
                 add(&ingress.counters.udp_rx_datagrams, 1);
                 add(&ingress.counters.udp_rx_bytes, datagram.len() as u64);
                 ingress.datagram(from, &mut datagram, Instant::now());
                 ingress.finish();
-            })
-            .await;
-        StopReason::Failed("the TCP listener was closed".into())
+            };
+            listen.accept_loop(datagram).await;
+            StopReason::Failed("the TCP listener was closed".into())
+        };
+        future::or(serve, only_messages(self, mailbox)).await
     }
 }

@@ -192,6 +192,8 @@ enum Wake<M> {
     Readable,
 }
 
+super::ext::answers_pings!(UdpPath);
+
 impl Service for UdpPath {
     const NAME: &'static str = "udp_path";
 

@@ -317,6 +317,8 @@ impl Actor for Upnp {
     }
 }
 
+super::ext::answers_pings!(Upnp);
+
 impl Service for Upnp {
     const NAME: &'static str = "upnp";
 

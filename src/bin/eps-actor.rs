@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use eps_actor::actors::{supervisor, system};
-use eps_actor::cli::args::{Arguments, Command};
+use eps_actor::cli::args::{Arguments, ClientArguments, Command, ServerArguments};
 use eps_actor::cli::demo::{self, is_broken_pipe};
-use eps_actor::cli::{check, completions, members, orders, status};
+use eps_actor::cli::{check, completions, configure, install, man, members, orders, status};
 use eps_actor::config::{self, ConfigError};
 use eps_actor::config::{LogSettings, Role};
 use eps_actor::logging;
@@ -42,6 +42,12 @@ fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
         logging::start(common.log_level, &LogSettings::default())?;
     }
     match command {
+        Command::Server(ServerArguments { service, config, options }) if service.install => {
+            install::run(Role::Server, &service.root, config.as_deref(), options.settings(), out)?;
+        }
+        Command::Client(ClientArguments { service, config, options }) if service.install => {
+            install::run(Role::Client, &service.root, config.as_deref(), options.settings(), out)?;
+        }
         Command::Server(arguments) => {
             let file = config::file_for(arguments.config.as_deref(), Role::Server);
             let load = move || config::load_server(file.as_deref(), arguments.options.clone());
@@ -64,6 +70,8 @@ fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
         Command::Kick(arguments) => orders::kick(&arguments, out)?,
         Command::Leave(arguments) => orders::leave(&arguments, out)?,
         Command::Map(arguments) => orders::map(&arguments, out)?,
+        Command::Configure(arguments) => configure::run(&arguments, out)?,
+        Command::ManPages(arguments) => man::run(&arguments.directory, out)?,
         Command::Completions(arguments) => completions::run(arguments.shell, out)?,
         #[cfg(any(debug_assertions, feature = "fault-injection"))]
         Command::InjectPanic(arguments) => orders::inject_panic(&arguments, out)?,

@@ -71,6 +71,16 @@ Examples:
   sudo eps-actor map --svg map.svg
   sudo eps-actor map | circo -Tpng > map.png")]
     Map(MapArguments),
+    /// Ask a few questions, write a configuration file, and offer the service
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor configure
+  sudo eps-actor configure --from /etc/eps.conf
+  sudo eps-actor configure --role server --port 43439 --network 10.20.0.0/24 --open=false --install")]
+    Configure(ConfigureArguments),
+    /// Write the manual pages into a directory
+    #[command(hide = true, after_help = "Example: eps-actor man-pages /usr/local/share/man/man1")]
+    ManPages(ManPagesArguments),
     /// Print a script that completes commands in a shell
     #[command(after_help = "\
 Example: eps-actor completions bash > /etc/bash_completion.d/eps-actor")]
@@ -95,6 +105,8 @@ impl Command {
             Self::Check(arguments) => Some(&arguments.common),
             Self::Map(arguments) => Some(&arguments.common),
             Self::Completions(arguments) => Some(&arguments.common),
+            Self::Configure(arguments) => Some(&arguments.common),
+            Self::ManPages(arguments) => Some(&arguments.common),
             #[cfg(any(debug_assertions, feature = "fault-injection"))]
             Self::InjectPanic(arguments) => Some(&arguments.common),
         }
@@ -107,6 +119,8 @@ pub struct ServerArguments {
     #[arg(long, visible_alias = "conf", value_name = "FILE.ron")]
     pub config: Option<PathBuf>,
     #[command(flatten)]
+    pub service: ServiceArguments,
+    #[command(flatten)]
     pub options: ServerOptions,
 }
 
@@ -116,7 +130,83 @@ pub struct ClientArguments {
     #[arg(long, visible_alias = "conf", value_name = "FILE.ron")]
     pub config: Option<PathBuf>,
     #[command(flatten)]
+    pub service: ServiceArguments,
+    #[command(flatten)]
     pub options: ClientOptions,
+}
+
+/// To be installed instead of run.
+#[derive(Debug, Args)]
+pub struct ServiceArguments {
+    /// Do not run: write configuration and systemd unit to their places, and start the unit
+    #[arg(long)]
+    pub install: bool,
+    /// Where / is, for tests of --install
+    #[arg(long, hide = true, value_name = "DIR", default_value = "/", hide_default_value = true)]
+    pub root: PathBuf,
+}
+
+#[derive(Args)]
+pub struct ConfigureArguments {
+    /// Is this machine the server of a network, or a client of one
+    #[arg(long)]
+    pub role: Option<Role>,
+    /// A file of EPS Conduits (eps.conf) to take answers from
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+    /// The file to write [default: /etc/eps-actor/server.ron or client.ron]
+    #[arg(long, value_name = "FILE.ron")]
+    pub output: Option<PathBuf>,
+    /// Server: port to listen on; client: port of the server
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<String>,
+    /// Server: IPv4 network that members get addresses from
+    #[arg(long, value_name = "ADDRESS/PREFIX")]
+    pub network: Option<String>,
+    /// Server: admit anybody without an invitation
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub open: Option<String>,
+    /// Client: join line from the server; nothing on a machine that is a member already
+    #[arg(long, value_name = "eps://…", env = "EPS_JOIN", hide_env_values = true, conflicts_with = "join_file")]
+    pub join: Option<String>,
+    /// Client: file that holds the join line
+    #[arg(long, value_name = "FILE")]
+    pub join_file: Option<PathBuf>,
+    /// Client: server to try instead of those in the join line; repeat or separate by commas
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub server: Vec<String>,
+    /// Client: name of this member
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Client: network device to make
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Take what is suggested for everything not given, and write without asking
+    #[arg(long)]
+    pub yes: bool,
+    /// Have systemd start it, now and with the machine
+    #[arg(long)]
+    pub install: bool,
+    /// Where / is, for tests of --install
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// The join line may be among them, so none is shown.
+impl std::fmt::Debug for ConfigureArguments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfigureArguments").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct ManPagesArguments {
+    /// The directory; it is made if it is not there
+    pub directory: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 #[derive(Debug, Args)]
@@ -218,6 +308,9 @@ pub struct CompletionsArguments {
 pub struct InjectPanicArguments {
     /// The actor, as `eps-actor status` shows it
     pub actor: String,
+    /// Make it hang instead, to see that the watchdog notices
+    #[arg(long)]
+    pub hang: bool,
     #[command(flatten)]
     pub target: Target,
     #[command(flatten)]
@@ -301,6 +394,11 @@ mod tests {
             "map",
             "map --svg map.svg",
             "completions fish",
+            "server --install --port 5000",
+            "client --install --join-file x",
+            "configure --role client --from /etc/eps.conf --join= --yes",
+            "configure --role server --open --output x.ron --install",
+            "man-pages out",
             "inject-panic peer-table --role client",
         ] {
             let words = std::iter::once("eps-actor").chain(line.split_whitespace());
@@ -320,7 +418,9 @@ mod tests {
 
     #[test]
     fn arguments_do_not_show_the_join_line() {
-        let arguments = Arguments::try_parse_from(["eps-actor", "client", "--join", "eps://a/b/secret"]);
-        assert!(!format!("{arguments:?}").contains("secret"));
+        for command in ["client", "configure"] {
+            let arguments = Arguments::try_parse_from(["eps-actor", command, "--join", "eps://a/b/secret"]);
+            assert!(!format!("{:?}", arguments.expect("good usage")).contains("secret"), "{command}");
+        }
     }
 }

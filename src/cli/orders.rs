@@ -90,9 +90,10 @@ fn draw(map: &str) -> anyhow::Result<Vec<u8>> {
 /// Makes an actor panic. The name may be written as `status` shows it, or with hyphens.
 #[cfg(any(debug_assertions, feature = "fault-injection"))]
 pub fn inject_panic(arguments: &InjectPanicArguments, out: &mut dyn Write) -> anyhow::Result<()> {
-    let question = json!({"command": "inject_panic", "actor": actor_name(&arguments.actor)});
+    let (hang, word) = (arguments.hang, if arguments.hang { "hang" } else { "panic" });
+    let question = json!({"command": "inject_panic", "actor": actor_name(&arguments.actor), "hang": hang});
     for reply in super::ask::ask(&arguments.target, &question)? {
-        writeln!(out, "{} will panic", text(&reply, "injected")?)?;
+        writeln!(out, "{} will {word}", text(&reply, "injected")?)?;
     }
     Ok(())
 }

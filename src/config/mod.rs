@@ -8,6 +8,7 @@
 pub mod check;
 pub mod options;
 pub mod raw;
+pub mod render;
 pub mod units;
 
 use std::fmt;
@@ -365,7 +366,15 @@ pub fn load_server(file: Option<&Path>, options: ServerOptions) -> Result<Server
 /// A client's configuration from a file, if there is one, with the options over it.
 pub fn load_client(file: Option<&Path>, options: ClientOptions) -> Result<ClientConfig, ConfigError> {
     let (mut raw, mut problems) = load::<ClientRaw>(file, Role::Client)?;
+    let joins = options.join.as_ref().is_some_and(|line| !line.is_empty()) || options.join_file.is_some();
     options.lay_over(&mut raw);
+    if let Some(credential) = credential("join").filter(|_| !joins) {
+        // The file is closed to the service's user; what is handed over stands in for it, even if it is no line.
+        raw.join_file = None;
+        if credential.trim_start().starts_with("eps:") {
+            raw.join = Some(raw::Node::option("credential join", credential.to_string()));
+        }
+    }
     let config = check::client(&raw, &host_name(), &mut problems);
     finish(config, problems)
 }
@@ -484,8 +493,16 @@ fn read_join_file(path: &Path) -> Result<zeroize::Zeroizing<String>, io::Error> 
     Ok(text)
 }
 
+/// What the service manager hands over under this name (systemd.exec(5), LoadCredential).
+fn credential(name: &str) -> Option<zeroize::Zeroizing<String>> {
+    let path = PathBuf::from(std::env::var_os("CREDENTIALS_DIRECTORY")?).join(name);
+    let mut text = zeroize::Zeroizing::new(String::with_capacity(MAX_JOIN_FILE as usize));
+    File::open(path).ok()?.take(MAX_JOIN_FILE).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
 /// The machine's name, made fit for a member's; "node" if nothing of it is.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let fit: String = name.trim().chars().filter(|letter| letter.is_ascii()).take(63).collect();
     if is_name(&fit) { fit } else { "node".to_owned() }

@@ -8,6 +8,7 @@ pub mod log_file;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod notify;
 pub mod packet;
 pub mod poll;
 pub mod signals;

@@ -6,6 +6,7 @@
 pub mod coordinator;
 pub mod mac_learning;
 pub mod peer_table;
+pub mod ping;
 pub mod relay;
 pub mod server_link;
 pub mod store;

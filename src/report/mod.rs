@@ -159,7 +159,9 @@ fn inject(request: &Value, supervisor: &Supervisor) -> Result<Value, String> {
     #[cfg(any(debug_assertions, feature = "fault-injection"))]
     {
         let actor = request["actor"].as_str().ok_or("inject_panic: which actor?")?;
-        supervisor.inject_panic(actor).map_err(|error| error.to_string())?;
+        let hang = request["hang"] == true;
+        let fault = if hang { crate::actors::supervisor::Fault::Hang } else { crate::actors::supervisor::Fault::Panic };
+        supervisor.inject(actor, fault).map_err(|error| error.to_string())?;
         Ok(json!({ "injected": actor }))
     }
     #[cfg(not(any(debug_assertions, feature = "fault-injection")))]

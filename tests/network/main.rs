@@ -18,10 +18,13 @@ mod members;
 mod memory;
 mod names;
 mod nat;
+mod notify;
 mod offload;
 mod options;
 mod outputs;
+mod readme;
 mod secrecy;
+mod setup;
 #[path = "../shared/turn.rs"]
 mod turn;
 mod upnp;
