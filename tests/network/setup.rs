@@ -205,6 +205,34 @@ fn the_units_are_what_systemd_understands_and_hardened() {
 }
 
 #[test]
+fn what_the_packages_are_made_of_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("a manifest");
+    let metadata = &manifest[manifest.find("[package.metadata.deb]").expect("metadata")..];
+    let mut seen = 0;
+    for path in metadata.split('"').filter(|text| text.starts_with("config/") || text.starts_with("packaging/")) {
+        let (directory, ending) = path.split_once('*').unwrap_or((path, ""));
+        let found = match fs::read_dir(root.join(directory)) {
+            Ok(mut entries) => {
+                entries.any(|entry| entry.is_ok_and(|e| e.file_name().to_string_lossy().ends_with(ending)))
+            }
+            Err(_) => root.join(directory).is_file(),
+        };
+        assert!(found, "{path}");
+        seen += 1;
+    }
+    assert!(seen >= 10, "{seen}");
+    for script in
+        ["tools/package", "tools/test-package", "packaging/deb/postinst", "packaging/deb/prerm", "packaging/deb/postrm"]
+    {
+        let path = root.join(script);
+        assert!(fs::metadata(&path).expect("a script").permissions().mode() & 0o111 != 0, "{script} cannot be run");
+        let read = finish(Command::new("sh").arg("-n").arg(&path));
+        assert!(read.status.success(), "{script}: {}", text(&read.stderr));
+    }
+}
+
+#[test]
 fn the_manual_pages_are_what_man_understands() {
     let _turn = beside();
     let place = tempfile::tempdir().expect("a directory");
