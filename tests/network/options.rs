@@ -44,11 +44,12 @@ fn the_example_lines_of_the_manual_run_as_printed() {
     let mut world = World::new();
     let ada = world.client("ada");
     // Both files of the example are in /var/log, so each node gets one of its own.
-    let line = "--scorecard /var/log/eps_server.stats --port 12545 --network 192.168.99.0/24";
+    let line = "--stats --scorecard /var/log/eps_server.stats --port 12545 --network 192.168.99.0/24";
     start_in_own_var_log(&world.server, line);
     let invitation: JoinLine = world.invite(true).parse().expect("a line");
     // The example's client has another port than its server, and a server at 10.0.1.1.
-    let line = format!("--scorecard /var/log/eps_client.stats --port 12545 --server {SERVER} --join {invitation}");
+    let line =
+        format!("--stats --scorecard /var/log/eps_client.stats --port 12545 --server {SERVER} --join {invitation}");
     start_in_own_var_log(&ada, &line);
     assert!(address(&ada).to_string().starts_with("192.168.99."));
     for (node, file) in [(&world.server, "eps_server.stats"), (&ada, "eps_client.stats")] {
