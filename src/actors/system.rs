@@ -71,7 +71,7 @@ const MAILBOX: usize = 1024;
 /// Messages of an edge actor, which gets few.
 const EDGE_MAILBOX: usize = 64;
 /// Socket buffers asked for: a burst of 64 KiB super-frames must fit several times.
-const SOCKET_BUFFER: usize = 4 << 20;
+const SOCKET_BUFFER: usize = 8 << 20;
 /// All goodbyes must be said within this, to end within a second.
 const STOP_WITHIN: Duration = Duration::from_millis(700);
 
