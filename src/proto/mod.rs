@@ -3,6 +3,7 @@ pub mod admission;
 pub mod backoff;
 pub mod changes;
 pub mod clock;
+pub mod cloud;
 pub mod coalesce;
 pub mod cookie;
 pub mod coordinator;
