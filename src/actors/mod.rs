@@ -1,6 +1,10 @@
 //! Thin actors: each owns a core, a mailbox and perhaps a reading end, and decides nothing.
 
 pub mod client;
+pub mod cloud;
+pub mod cloud_path;
+pub mod cloud_system;
+pub mod cloud_tap;
 pub mod control;
 pub mod coordinator;
 pub mod datapath;

@@ -1,11 +1,13 @@
 //! `eps-actor`: reads its arguments, sets up the log, does what is asked, and turns the outcome into an exit code.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use eps_actor::actors::{supervisor, system};
+use eps_actor::actors::{cloud_system, supervisor, system};
 use eps_actor::cli::args::{Arguments, ClientArguments, Command, ServerArguments};
 use eps_actor::cli::demo::{self, is_broken_pipe};
 use eps_actor::cli::{check, completions, configure, install, man, members, orders, status};
@@ -15,7 +17,7 @@ use eps_actor::logging;
 use log::LevelFilter;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(words());
     // Not locked: other threads of a node print, too.
     let mut out = io::stdout();
     let ended = run(arguments.command, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?));
@@ -35,6 +37,15 @@ fn main() -> ExitCode {
             ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
         }
     }
+}
+
+/// The command line. Called by the name of the program whose part it plays, it needs no word for that.
+fn words() -> Vec<OsString> {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if words.first().is_some_and(|name| Path::new(name).file_name() == Some("ethcloud".as_ref())) {
+        words.insert(1, "cloud".into());
+    }
+    words
 }
 
 fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
@@ -61,6 +72,10 @@ fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
             let config = load()?;
             start_node(config.log_level, &config.log, &config.warnings)?;
             system::run_client(config, load)?;
+        }
+        Command::Cloud(options) => {
+            start_node(options.level(), &LogSettings::default(), &[])?;
+            cloud_system::run_cloud(options)?;
         }
         Command::Demo(_) => return demo::run(out),
         Command::Check(arguments) => return Ok(check::run(&arguments, out, &mut io::stderr())?),

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::args::MembersArguments;
 use super::ask::ask;
 use super::reply::{ClientStatus, Lease, ServerStatus, Status};
+use super::status::print_cloud_peers;
 use super::table::Column::Left;
 use super::table::Table;
 use crate::scaled::Seconds;
@@ -21,7 +22,7 @@ pub fn run(arguments: &MembersArguments, out: &mut dyn Write) -> anyhow::Result<
     if arguments.json {
         let field = match status {
             Status::Server(_) => "leases",
-            Status::Client(_) => "peers",
+            Status::Client(_) | Status::Cloud(_) => "peers",
         };
         writeln!(out, "{}", reply.get(field).unwrap_or(&json!([])))?;
         return Ok(());
@@ -29,6 +30,7 @@ pub fn run(arguments: &MembersArguments, out: &mut dyn Write) -> anyhow::Result<
     match status {
         Status::Server(status) => print_of_server(&status, unix_seconds(), out)?,
         Status::Client(status) => print_of_client(&status, out)?,
+        Status::Cloud(status) => print_cloud_peers(&status.peers, out)?,
     }
     Ok(())
 }

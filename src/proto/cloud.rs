@@ -195,7 +195,14 @@ struct Tried {
 
 impl Cloud {
     /// `view` and `fdb` are those of a predecessor, or empty.
-    pub fn new(settings: Settings, epoch: Epoch, view: &CloudView, fdb: &FdbView, seed: [u8; 32], now: Instant) -> Self {
+    pub fn new(
+        settings: Settings,
+        epoch: Epoch,
+        view: &CloudView,
+        fdb: &FdbView,
+        seed: [u8; 32],
+        now: Instant,
+    ) -> Self {
         let mut rng = StdRng::from_seed(seed);
         let secret = rng.random();
         let peers = view.peers.iter().map(|handle| {
@@ -401,7 +408,9 @@ impl Cloud {
     fn is_myself(&mut self, from: SocketAddr, mark: Mark) -> bool {
         let tried = self.tried.iter().find(|(_, tried)| tried.mark == mark).map(|(addr, _)| *addr);
         let named = || self.targets.iter().flat_map(|target| target.addresses.iter().copied());
-        let addr = tried.or_else(|| [from].into_iter().chain(named()).chain(self.own.iter().copied()).find(|addr| self.mark(*addr) == mark));
+        let addr = tried.or_else(|| {
+            [from].into_iter().chain(named()).chain(self.own.iter().copied()).find(|addr| self.mark(*addr) == mark)
+        });
         let Some(addr) = addr else { return false };
         self.tried.remove(&addr);
         self.targets.iter_mut().for_each(|target| target.addresses.retain(|one| *one != addr));

@@ -269,8 +269,7 @@ fn replay(name: &str, better: Better) {
             .map(|frame| frame.as_str().expect("text").to_owned())
             .collect();
         if let Some((out, tap)) = better(name, note) {
-            expected_out =
-                out.into_iter().map(|(to, frame)| (addr(to), format!("frame {frame}"))).collect();
+            expected_out = out.into_iter().map(|(to, frame)| (addr(to), format!("frame {frame}"))).collect();
             writes = tap.into_iter().map(str::to_owned).collect();
         }
         let mut passes = Duration::ZERO;
@@ -395,7 +394,12 @@ fn stand_in(name: &str, number: u64, own: &str, peer_timeout: u64, connect: &[&s
         node.passes(at - past);
         past = at;
         let second = Duration::from_secs(1);
-        if to == own_addr && name == "hole_punch.pcap" && from.ip().to_string().ends_with(".11") && at < 3 * second {
+        if to == own_addr
+            && name == "hole_punch.pcap"
+            && own.starts_with("198.51.100.10:")
+            && from.ip().to_string().ends_with(".11")
+            && at < 3 * second
+        {
             // Recorded before a gate that did not let it through.
             continue;
         }
@@ -406,9 +410,9 @@ fn stand_in(name: &str, number: u64, own: &str, peer_timeout: u64, connect: &[&s
             if datagram[7] == 0 {
                 recorded_frames.push((to, message));
                 // One read of the device, however many it was sent to.
-                let fresh = read.as_ref().is_none_or(|(when, last)| {
-                    at - *when > Duration::from_millis(2) || last[..] != datagram[8..]
-                });
+                let fresh = read
+                    .as_ref()
+                    .is_none_or(|(when, last)| at - *when > Duration::from_millis(2) || last[..] != datagram[8..]);
                 if fresh {
                     node.reads(&datagram[8..]);
                     read = Some((at, datagram[8..].to_vec()));
@@ -418,7 +422,7 @@ fn stand_in(name: &str, number: u64, own: &str, peer_timeout: u64, connect: &[&s
             }
         }
         for (to, message) in node.said() {
-            if message.starts_with("frame") { frames.push((to, message)) } else { drop(said.insert((to, message))) }
+            if message.starts_with("frame") { frames.push((to, message)) } else { said.extend([(to, message)]) }
         }
     }
     frames.sort();
@@ -426,7 +430,12 @@ fn stand_in(name: &str, number: u64, own: &str, peer_timeout: u64, connect: &[&s
     assert_eq!(frames, recorded_frames, "{name} as {own}: frames");
     let missing: Vec<_> = recorded.difference(&said).collect();
     assert!(missing.is_empty(), "{name} as {own}: not said: {missing:#?}\nsaid: {said:#?}");
-    println!("{name} as {own}: {} frames, {} other messages, {} of them ours alone", frames.len(), said.len(), said.difference(&recorded).count());
+    println!(
+        "{name} as {own}: {} frames, {} other messages, {} of them ours alone",
+        frames.len(),
+        said.len(),
+        said.difference(&recorded).count()
+    );
 }
 
 #[test]
@@ -472,8 +481,17 @@ fn a_node_that_meets_its_own_mark_strikes_the_address_out_for_good() {
 fn addresses_of_this_machine_and_of_nobody_are_never_asked() {
     let mut node = Node::new("192.0.2.1:3210", 1, 1800, 300, &[]);
     node.cloud.set_local(vec!["192.0.2.1".parse().expect("an address")], vec!["10.9.0.0/16".parse().expect("a net")]);
-    let names =
-        ["192.0.2.1:3210", "0.0.0.0:1", "224.0.0.1:5", "255.255.255.255:5", "198.51.100.1:0", "127.0.0.1:9", "10.9.1.1:3210", "[ff02::1]:7", "[::]:8"];
+    let names = [
+        "192.0.2.1:3210",
+        "0.0.0.0:1",
+        "224.0.0.1:5",
+        "255.255.255.255:5",
+        "198.51.100.1:0",
+        "127.0.0.1:9",
+        "10.9.1.1:3210",
+        "[ff02::1]:7",
+        "[::]:8",
+    ];
     let list = ethcloud::peer_lists(node.token, names.map(addr)).concat();
     node.receives(addr("10.77.0.4:4000"), &list).expect("a list");
     assert_eq!(node.sent, []);

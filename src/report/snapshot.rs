@@ -10,9 +10,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::cloud::CloudPart;
 use super::gateway::Gateway;
 
 use crate::actors::client::ClientShared;
+use crate::actors::cloud_system::CloudNode;
 use crate::actors::coordinator::ServerShared;
 use crate::actors::supervisor::{ActorStatus, Supervisor};
 use crate::config::right_names;
@@ -61,6 +63,7 @@ impl Window {
 pub enum Role {
     Client(Box<ClientPart>),
     Server(Box<ServerPart>),
+    Cloud(Box<CloudPart>),
 }
 
 #[derive(Debug, Clone)]
@@ -195,6 +198,7 @@ pub struct Sampler {
 pub enum Source {
     Client(Arc<ClientShared>),
     Server(Arc<ServerShared>),
+    Cloud(Arc<CloudNode>),
 }
 
 /// What the growth within a window is measured against.
@@ -219,6 +223,7 @@ impl Sampler {
         match &self.source {
             Source::Client(shared) => &shared.views.counters,
             Source::Server(shared) => &shared.counters,
+            Source::Cloud(node) => &node.shared.views.counters,
         }
     }
 
@@ -256,6 +261,10 @@ impl Sampler {
                 let part = Box::new(server(shared, base, length));
                 (shared.counters.tally(), shared.events.list(), Role::Server(part))
             }
+            Source::Cloud(node) => {
+                let part = Box::new(super::cloud::part(node, now));
+                (node.shared.views.counters.tally(), node.events.list(), Role::Cloud(part))
+            }
         };
         Snapshot {
             time: unix(),
@@ -274,7 +283,7 @@ impl Base {
     fn of(snapshot: &Snapshot, at: Instant) -> Self {
         let leases = match &snapshot.role {
             Role::Server(part) => part.network.iter().flat_map(|network| &network.leases).collect(),
-            Role::Client(_) => Vec::new(),
+            Role::Client(_) | Role::Cloud(_) => Vec::new(),
         };
         let members = leases.iter().map(|lease| (lease.name.clone(), (lease.rx_bytes, lease.tx_bytes))).collect();
         let pairs = leases

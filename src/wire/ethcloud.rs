@@ -281,9 +281,14 @@ mod tests {
 
     #[test]
     fn vlans_are_told_by_12_bits_of_the_outer_8100() {
-        for (tag, vlan_id) in
-            [("88b5", 0), ("8100 0005", 5), ("8100 6005", 5), ("8100 0000", 0), ("8100 6000", 0), ("88a8 0007 8100 0008", 0)]
-        {
+        for (tag, vlan_id) in [
+            ("88b5", 0),
+            ("8100 0005", 5),
+            ("8100 6005", 5),
+            ("8100 0000", 0),
+            ("8100 6000", 0),
+            ("88a8 0007 8100 0008", 0),
+        ] {
             let frame = hex(&format!("02aabbccdd01 02aabbccdd77 {tag} 88b5 0000"));
             assert_eq!(vlan(&frame), VlanId(vlan_id), "{tag}");
         }
