@@ -197,11 +197,11 @@ fn two_ends_of_a_cloud_join_and_carry_frames_byte_for_byte_as_recorded() {
     let (at_a, at_b) = (packets(&a.ns, DEVICE), packets(&b.ns, DEVICE));
     for (name, rest) in [
         ("untagged", &[0x88, 0xb5, 1][..]),
-        ("VLAN 5", &[0x81, 0, 0, 5, 0x88, 0xb5, 2]),
-        ("VLAN 5 with priority 3", &[0x81, 0, 0x60, 5, 0x88, 0xb5, 3]),
-        ("a priority tag", &[0x81, 0, 0x60, 0, 0x88, 0xb5, 4]),
-        ("an empty tag", &[0x81, 0, 0, 0, 0x88, 0xb5, 5]),
-        ("two tags", &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 8, 0x88, 0xb5, 6]),
+        ("VLAN 5", &[0x81, 0, 0, 5, 0x88, 0xb5, 2][..]),
+        ("VLAN 5 with priority 3", &[0x81, 0, 0x60, 5, 0x88, 0xb5, 3][..]),
+        ("a priority tag", &[0x81, 0, 0x60, 0, 0x88, 0xb5, 4][..]),
+        ("an empty tag", &[0x81, 0, 0, 0, 0x88, 0xb5, 5][..]),
+        ("two tags", &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 8, 0x88, 0xb5, 6][..]),
     ] {
         let sent = frame(ALL, LAPTOP, rest);
         at_a.send(&sent).expect("sent");
@@ -237,7 +237,7 @@ fn three_ends_of_a_cloud_learn_move_age_and_time_out() {
     }
     let _turn = beside();
     let mut sky = Sky::new();
-    let times = ["--peer-timeout", "4", "--mac-timeout", "3"];
+    let times = ["--peer-timeout", "4", "--mac-timeout", "6"];
     let a = sky.end(&times);
     let b = sky.end(&[&times[..], &["-c", "198.51.100.1:3210"]].concat());
     let c = sky.end(&[&times[..], &["-c", "198.51.100.1:3210"]].concat());
@@ -380,8 +380,6 @@ fn ends_of_a_cloud_speak_ipv6_and_are_installed_under_the_old_name() {
         let end = node(&format!("six{host}"), Role::Client, Arc::new(ns), &directory);
         let mut command = Command::new(&old_name);
         command.args(line.split_whitespace()).arg("--control").arg(end.control_path());
-        // The place in the world that tells it its part.
-        std::os::unix::process::CommandExt::arg0(&mut command, "ethcloud");
         (end, command)
     };
     let ends = [
@@ -430,11 +428,11 @@ fn ends_of_a_cloud_speak_ipv6_and_are_installed_under_the_old_name() {
     assert!(text(&say(&["--version"]).stdout).contains(env!("CARGO_PKG_VERSION")));
     for (args, word) in [
         (&["-v", "-q"][..], "cannot be used"),
-        (&["-t", "72057594037927936"], "7 bytes"),
-        (&["-d", "a/b"], "no interface name"),
-        (&["-d", "name-of-16-bytes"], "no interface name"),
-        (&["-l", "198.51.100.77:3210"], "no address of this machine"),
-        (&["-l", "0.0.0.0:3210"], "in use"),
+        (&["-t", "72057594037927936"][..], "7 bytes"),
+        (&["-l", "0.0.0.0:3299", "-d", "a/b"][..], "no interface name"),
+        (&["-l", "0.0.0.0:3299", "-d", "name-of-16-bytes"][..], "no interface name"),
+        (&["-l", "198.51.100.77:3210"][..], "no address of this machine"),
+        (&["-l", "0.0.0.0:3210"][..], "in use"),
     ] {
         let output = say(args);
         let said = text(&output.stderr);
