@@ -569,7 +569,7 @@ fn a_cloud_has_a_status_a_scorecard_and_a_map_and_its_actors_come_back() {
     });
     let all = answer(&b, &json!({"command": "scorecard", "format": "all"}));
     let bytes = all["json"]["peers"][0]["rx_bytes"].as_u64().expect("a number");
-    assert!(bytes >= 98, "an echo and its answer");
+    assert!(bytes > 60, "an answer to ARP and one to a ping: {bytes}");
     assert!(all["classic"].as_str().expect("text").contains("role cloud"), "{}", all["classic"]);
     assert!(all["stats"].as_str().expect("text").contains("direct packets received"), "{}", all["stats"]);
 
