@@ -48,6 +48,8 @@ pub struct ClientShared {
     pub started: Instant,
     /// Ends the node.
     pub end: smol::channel::Sender<Ending>,
+    /// The ethcloud that this member bridges, where it does.
+    pub cloud: std::sync::OnceLock<Arc<super::cloud::CloudShared>>,
 }
 
 /// Why a node ends by itself.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::cloud::CloudViews;
+use super::cloud_bridge::CloudBridge;
 use super::ext::Caster;
 use crate::counters::{DropReason, add};
 use crate::io::batch::SendBatch;
@@ -108,6 +109,8 @@ pub struct CloudIngress {
     casts: CloudIngressCasts,
     tap: TapTx,
     coalescer: Coalescer,
+    /// Where this end is a port of a member's switch.
+    bridge: Option<CloudBridge>,
 }
 
 /// The views of one batch, and what it adds up to.
@@ -119,11 +122,13 @@ struct Scope {
     sightings: Vec<CloudSighting>,
     frames: u64,
     bytes: u64,
+    /// Of these, for the device.
+    here: (u64, u64),
 }
 
 impl CloudIngress {
-    pub fn new(views: CloudViews, casts: CloudIngressCasts, tap: TapTx) -> Self {
-        Self { views, casts, tap, coalescer: Coalescer::new(Limits::default()) }
+    pub fn new(views: CloudViews, casts: CloudIngressCasts, tap: TapTx, bridge: Option<CloudBridge>) -> Self {
+        Self { views, casts, tap, coalescer: Coalescer::new(Limits::default()), bridge }
     }
 
     /// What one receive call brought. Hot.
@@ -142,7 +147,11 @@ impl CloudIngress {
             sightings: Vec::new(),
             frames: 0,
             bytes: 0,
+            here: (0, 0),
         };
+        if let Some(bridge) = &mut self.bridge {
+            bridge.begin(now);
+        }
         for train in trains {
             if scope.peers.overlay.iter().any(|net| net.contains(&train.from.ip())) {
                 // The network must not carry itself.
@@ -157,11 +166,14 @@ impl CloudIngress {
             }
         }
         self.write(arena);
+        if let Some(bridge) = &mut self.bridge {
+            bridge.finish();
+        }
         let counters = &self.views.counters;
         add(&counters.direct_rx_frames, scope.frames);
         add(&counters.direct_rx_bytes, scope.bytes);
-        add(&counters.tap_tx_frames, scope.frames);
-        add(&counters.tap_tx_bytes, scope.bytes);
+        add(&counters.tap_tx_frames, scope.here.0);
+        add(&counters.tap_tx_bytes, scope.here.1);
         if !scope.sightings.is_empty() {
             self.casts.seen.cast(CloudSeen(scope.sightings));
         }
@@ -182,7 +194,13 @@ impl CloudIngress {
         };
         let length = frame.len() as u64;
         let (vlan, (_, src)) = (ethcloud::vlan(frame), ethcloud::stations(frame));
+        let here = match &mut self.bridge {
+            Some(bridge) => bridge.frame(frame, scope.now)?,
+            None => true,
+        };
         match peer {
+            Some(peer) if !here => peer.meter.received(1, length, scope.now_ms),
+            None if !here => {}
             Some(peer) => {
                 self.coalescer.push(arena, range.start + HEAD_LEN..range.end, false)?;
                 peer.meter.received(1, length, scope.now_ms);
@@ -194,6 +212,9 @@ impl CloudIngress {
             }
         }
         (scope.frames, scope.bytes) = (scope.frames + 1, scope.bytes + length);
+        if here {
+            scope.here = (scope.here.0 + 1, scope.here.1 + length);
+        }
         let known = peer.is_some_and(|peer| scope.fdb.touch(vlan, src, peer.idx, scope.now) || src.is_group());
         let sighting = CloudSighting { from: train.from, vlan, mac: src };
         if !known && !scope.sightings.contains(&sighting) && scope.sightings.len() < SIGHTINGS_MAX {

@@ -11,6 +11,7 @@ use xtra::Mailbox;
 
 use super::client::EventLog;
 use super::cloud::{Cloud, CloudCasts, CloudShared, CloudViews};
+use super::cloud_bridge::CloudBridge;
 use super::cloud_path::{CloudEgress, CloudIngress, CloudIngressCasts};
 use super::cloud_tap::CloudTap;
 use super::control::{Answer, Control};
@@ -121,7 +122,14 @@ fn control_socket(path: Option<PathBuf>, device: &str) -> Result<ControlListener
 }
 
 /// Wires the conversation and the sockets of one end of a cloud.
-pub fn wire_ends(shared: &Arc<CloudShared>, supervisor: &Supervisor, threads: &Threads) {
+///
+/// `bridge` makes the way on, where the end is a port of a member's switch.
+pub fn wire_ends(
+    shared: &Arc<CloudShared>,
+    supervisor: &Supervisor,
+    threads: &Threads,
+    bridge: impl Fn() -> Option<CloudBridge> + Clone + Send + 'static,
+) {
     let counters = shared.views.counters.clone();
     let (cloud, mailbox) = Mailbox::<Cloud>::bounded(MAILBOX);
     let casts = CloudCasts {
@@ -137,9 +145,9 @@ pub fn wire_ends(shared: &Arc<CloudShared>, supervisor: &Supervisor, threads: &T
     for uplink in shared.uplinks.readers() {
         let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
         threads.keep(address);
-        let (lent, casts, counters) = (shared.clone(), casts.clone(), counters.clone());
+        let (lent, casts, counters, bridge) = (shared.clone(), casts.clone(), counters.clone(), bridge.clone());
         let factory = move || {
-            let ingress = CloudIngress::new(lent.views.clone(), casts.clone(), lent.slot.tx());
+            let ingress = CloudIngress::new(lent.views.clone(), casts.clone(), lent.slot.tx(), bridge());
             UdpPath::new(uplink.clone(), counters.clone(), Reception::Cloud(Box::new(ingress)))
         };
         supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
@@ -159,7 +167,7 @@ fn wire(
     let (tap, tap_mailbox) = Mailbox::<CloudTap>::bounded(EDGE_MAILBOX);
     let (stats, stats_mailbox) = Mailbox::<Stats>::bounded(EDGE_MAILBOX);
     let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
-    wire_ends(&node.shared, supervisor, threads);
+    wire_ends(&node.shared, supervisor, threads, || None);
 
     let lent = node.shared.clone();
     let factory = move || {

@@ -39,6 +39,7 @@ use crate::wire::header::{FragHeader, HEADER_LEN, Kind, SealedHeader, TAG_LEN};
 use crate::wire::relay;
 use crate::wire::vnet::{Gso, VnetHeader};
 
+use super::cloud_bridge::{CloudPort, ToCloud};
 use super::ext::Caster;
 
 /// Plaintext bytes that padding never exceeds: the frame of the default MTU with a VLAN tag.
@@ -248,6 +249,7 @@ pub struct Egress {
     tap: TapTx,
     batch: SendBatch,
     answer: Vec<u8>,
+    cloud: Option<CloudPort>,
 }
 
 /// The views of one burst, and what it adds up to.
@@ -296,7 +298,46 @@ impl Sent {
 impl Egress {
     pub fn new(views: Views, uplinks: Uplinks, want: Caster<Want>, tap: TapTx) -> Self {
         let batch = SendBatch::new(uplinks.max_segments());
-        Self { views, uplinks, want, tap, batch, answer: Vec::with_capacity(128) }
+        Self { views, uplinks, want, tap, batch, answer: Vec::with_capacity(128), cloud: None }
+    }
+
+    /// With a third port.
+    #[must_use]
+    pub fn with_cloud(self, cloud: Option<CloudPort>) -> Self {
+        Self { cloud, ..self }
+    }
+
+    /// Sends a frame of a station behind this member, which has been judged already. What is for nobody here is not
+    /// sent.
+    ///
+    /// # Errors
+    /// The reason to drop it.
+    pub fn foreign(&mut self, frame: &[u8], scope: &EgressScope) -> Result<(), DropReason> {
+        let view = FrameView::parse(frame)?;
+        let load = Load::new(VnetHeader::PLAIN, frame)?;
+        let facts = scope.facts.as_ref().ok_or(DropReason::UnknownPeer)?;
+        match forward::egress(&view, &scope.fdb, facts) {
+            forward::Egress::Unicast(idx) => {
+                let handle = &scope.peers.peers.get(&idx).ok_or(DropReason::UnknownStation)?.handle;
+                self.send_to(handle, &load, scope)
+            }
+            forward::Egress::Flood => {
+                self.send_to_all(&load, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
+                Ok(())
+            }
+            forward::Egress::FloodBridges => {
+                self.send_to_all(&load, scope, |entry| entry.flooded && entry.credentials.rights.is_bridge());
+                Ok(())
+            }
+            forward::Egress::Drop(DropReason::UnknownStation) => Ok(()),
+            forward::Egress::Drop(reason) => Err(reason),
+        }
+    }
+
+    /// As [`finish`](Self::finish), for frames that no device was read for.
+    pub fn finish_foreign(&mut self, scope: &EgressScope) {
+        self.uplinks.flush(&mut self.batch);
+        scope.sent.take().add_to(&self.views.counters);
     }
 
     /// Whether there is anybody to send to.
@@ -305,7 +346,10 @@ impl Egress {
     }
 
     /// Loads the views for one burst.
-    pub fn scope(&self, now: Instant) -> EgressScope {
+    pub fn scope(&mut self, now: Instant) -> EgressScope {
+        if let Some(cloud) = &mut self.cloud {
+            cloud.begin(now);
+        }
         let (peers, fdb, own) = (self.views.peers.load(), self.views.fdb.load(), self.views.own.load());
         let facts = own.mac.map(|own_mac| EgressFacts {
             own_mac,
@@ -347,6 +391,9 @@ impl Egress {
     /// Sends what is left of the burst.
     pub fn finish(&mut self, scope: &EgressScope) {
         self.uplinks.flush(&mut self.batch);
+        if let Some(cloud) = &mut self.cloud {
+            cloud.finish();
+        }
         add(&self.views.counters.tap_rx_calls, scope.reads);
         add(&self.views.counters.tap_rx_frames, scope.frames);
         add(&self.views.counters.tap_rx_bytes, scope.bytes);
@@ -364,7 +411,25 @@ impl Egress {
         if guard::is_neighbour_traffic(&frame) && self.answer_at_the_tap(&frame, scope) {
             return Ok(None);
         }
-        match forward::egress(&frame, &scope.fdb, facts) {
+        let way = forward::egress(&frame, &scope.fdb, facts);
+        if let Some(cloud) = &mut self.cloud
+            && matches!(
+                way,
+                forward::Egress::Flood
+                    | forward::Egress::FloodBridges
+                    | forward::Egress::Drop(DropReason::UnknownStation)
+            )
+        {
+            let wants = cloud.wants(&frame);
+            if wants != ToCloud::No {
+                to_cloud(cloud, load, &self.views.counters)?;
+            }
+            let nowhere_else = way == forward::Egress::Drop(DropReason::UnknownStation);
+            if wants == ToCloud::Only || wants == ToCloud::Also && nowhere_else {
+                return Ok(None);
+            }
+        }
+        match way {
             forward::Egress::Unicast(idx) => {
                 let handle = &scope.peers.peers.get(&idx).ok_or(DropReason::UnknownStation)?.handle;
                 if load.segments.is_some()
@@ -479,6 +544,7 @@ pub struct Ingress {
     segment: Vec<u8>,
     mac1_key: [u8; 32],
     hints: HintBudget,
+    cloud: Option<CloudPort>,
 }
 
 /// The views of one batch, and what it adds up to.
@@ -503,11 +569,30 @@ impl Ingress {
     pub fn new(views: Views, uplinks: Uplinks, casts: IngressCasts, tap: TapTx, mac1_key: [u8; 32]) -> Self {
         let coalescer = Coalescer::new(Limits::default());
         let (assembly, hints) = (Assembly::default(), HintBudget::default());
-        Self { views, uplinks, casts, tap, coalescer, assembly, segment: Vec::new(), mac1_key, hints }
+        Self { views, uplinks, casts, tap, coalescer, assembly, segment: Vec::new(), mac1_key, hints, cloud: None }
+    }
+
+    /// With a third port.
+    #[must_use]
+    pub fn with_cloud(self, cloud: Option<CloudPort>) -> Self {
+        Self { cloud, ..self }
+    }
+
+    /// Whether a frame from the network is for the cloud behind this member.
+    fn wants_cloud(&self, frame: &FrameView<'_>, scope: &IngressScope) -> ToCloud {
+        match &self.cloud {
+            Some(cloud) if scope.own.mac != Some(frame.dst()) && Rights(scope.own.rights).is_bridge() => {
+                cloud.wants(frame)
+            }
+            Some(_) | None => ToCloud::No,
+        }
     }
 
     /// Loads the views for one batch.
     pub fn scope(&mut self, now: Instant) -> IngressScope {
+        if let Some(cloud) = &mut self.cloud {
+            cloud.begin(now);
+        }
         let offloads = self.tap.offloads();
         let takes_tcp = offloads.has(Offloads::TSO4) && offloads.has(Offloads::TSO6);
         self.coalescer
@@ -531,6 +616,9 @@ impl Ingress {
     /// `arena` is what its trains lie in.
     pub fn finish(&mut self, mut scope: IngressScope, arena: &[u8]) {
         self.write(arena, &mut scope);
+        if let Some(cloud) = &mut self.cloud {
+            cloud.finish();
+        }
         if !scope.sightings.is_empty() {
             self.casts.learn.cast(crate::messages::mac_learning::Learn(scope.sightings));
         }
@@ -823,8 +911,19 @@ impl Ingress {
             Verdict::Accept { learn } => scope.sightings.extend(learn),
             Verdict::Drop(reason) => return Err(reason),
         }
+        let wants = self.wants_cloud(&frame, scope);
         // What came before it goes before it.
         self.write(arena, scope);
+        if let Some(cloud) = self.cloud.as_mut().filter(|_| wants != ToCloud::No) {
+            for number in 0..segments.count() {
+                self.segment.resize(segments.segment_len(number), 0);
+                segments.write(number, Checksums::Complete, &mut self.segment);
+                cloud.send(&self.segment)?;
+            }
+            if wants == ToCloud::Only {
+                return Ok((segments.count() as u64, segments.total_len() as u64));
+            }
+        }
         let (count, length) = (segments.count(), segments.total_len() as u64);
         let counters = &self.views.counters;
         add(&counters.whole_opened, 1);
@@ -867,6 +966,18 @@ impl Ingress {
         }
         if guard::is_neighbour_traffic(&frame) {
             guard::check_leases(&frame, &entry.credentials, &|ip| scope.peers.directory.get(&ip).copied())?;
+        }
+        let wants = self.wants_cloud(&frame, scope);
+        if let Some(cloud) = self.cloud.as_mut().filter(|_| wants != ToCloud::No) {
+            self.segment.clear();
+            self.segment.extend_from_slice(&arena[range.clone()]);
+            if partial {
+                segment::complete_parsed(&mut self.segment)?;
+            }
+            cloud.send(&self.segment)?;
+            if wants == ToCloud::Only {
+                return Ok(());
+            }
         }
         if partial && !scope.takes_partial {
             segment::complete_parsed(&mut arena[range.clone()])?;
@@ -919,6 +1030,15 @@ impl Ingress {
             self.uplinks.send_by(via, &Hint { reason: HintReason::NoSession, index, counter }.to_bytes());
         }
     }
+}
+
+/// Sends what was read from the device to a cloud, frame by frame and with whole checksums.
+fn to_cloud(cloud: &mut CloudPort, load: &Load<'_>, counters: &Counters) -> Result<(), DropReason> {
+    load.for_each(|frame| {
+        if let Err(reason) = cloud.send(frame) {
+            counters.dropped(reason);
+        }
+    })
 }
 
 /// Whose a session is.

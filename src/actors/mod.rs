@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod cloud;
+pub mod cloud_bridge;
 pub mod cloud_path;
 pub mod cloud_system;
 pub mod cloud_tap;

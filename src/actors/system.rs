@@ -16,6 +16,10 @@ use smol::channel::{Receiver, Sender};
 use xtra::{Address, Mailbox};
 
 use super::client::{ClientShared, Ending, EventLog, SavedNetwork, next_boot, node_key};
+use super::cloud::{CloudShared, CloudViews};
+use super::cloud_bridge::{CloudBridge, CloudPort};
+use super::cloud_path::CloudEgress;
+use super::cloud_system::{cloud_uplinks, wire_ends};
 use super::control::Control;
 use super::coordinator::{Coordinator, CoordinatorCasts, ServerShared, pool};
 use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
@@ -55,6 +59,7 @@ use crate::logging;
 use crate::messages::coordinator::Reconfigure;
 use crate::messages::server_link::MappingChanged;
 use crate::proto::crypto::{Trust, enrol_mac1_key, mac1_key};
+use crate::proto::fdb::STATION_AGE;
 use crate::proto::gateway::Wish;
 use crate::proto::link::no_psk;
 use crate::proto::noise::Identity;
@@ -72,6 +77,8 @@ pub(super) const MAILBOX: usize = 1024;
 pub(super) const EDGE_MAILBOX: usize = 64;
 /// Socket buffers asked for: a burst of 64 KiB super-frames must fit several times.
 pub(super) const SOCKET_BUFFER: usize = 8 << 20;
+/// After which a peer of a bridged ethcloud that says nothing is none any more; the manual's default.
+const CLOUD_PEER_TIMEOUT: Duration = Duration::from_secs(1800);
 /// All goodbyes must be said within this, to end within a second.
 const STOP_WITHIN: Duration = Duration::from_millis(700);
 
@@ -187,7 +194,11 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         gateway: GatewayCell::default(),
         started: now,
         end,
+        cloud: std::sync::OnceLock::new(),
     });
+    if let Some(listen) = shared.config.cloud {
+        let _ = shared.cloud.set(client_cloud(&shared, listen)?);
+    }
     // The lease of the last time brings the device up at once: the server need not be there.
     if let (Some(pinned), Some((certificate, epoch))) = (pinned, saved.as_ref().and_then(SavedNetwork::lease))
         && let Ok(lease) = Trust::new(pinned.network, pinned.signer, epoch).check(&certificate)
@@ -195,6 +206,27 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         publish_lease(&shared, &lease);
     }
     Ok((shared, ends))
+}
+
+/// The end of an ethcloud that a client bridges.
+fn client_cloud(shared: &Arc<ClientShared>, listen: SocketAddr) -> Result<Arc<CloudShared>> {
+    let counters = &shared.views.counters;
+    let uplinks = cloud_uplinks(listen, counters)?;
+    let views = CloudViews::new(shared.config.cloud_token, shared.started, counters.clone());
+    let told = Arc::downgrade(shared);
+    Ok(Arc::new(CloudShared {
+        views,
+        uplinks,
+        slot: shared.slot.clone(),
+        connect: shared.config.cloud_connect.clone(),
+        peer_timeout: CLOUD_PEER_TIMEOUT,
+        mac_timeout: STATION_AGE,
+        say: Arc::new(move |kind, text, now| {
+            if let Some(shared) = told.upgrade() {
+                shared.events.say_limited(kind, text, now);
+            }
+        }),
+    }))
 }
 
 /// The client's sockets. The port of the last time is taken again if it is free, so that peers find us where we were.
@@ -270,9 +302,17 @@ fn wire_client(
     supervisor.supervise(&threads.control, server_mailbox, factory, Policy::RESTART);
 
     let want = Caster::new(peers.clone(), counters.clone());
+    if let Some(cloud) = shared.cloud.get() {
+        let (lent, want) = (shared.clone(), want.clone());
+        wire_ends(cloud, supervisor, threads, move || {
+            let mesh = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx());
+            Some(CloudBridge::new(lent.views.clone(), mesh))
+        });
+    }
     let lent = shared.clone();
     let factory = move || {
-        let egress = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx());
+        let egress = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx())
+            .with_cloud(cloud_port(&lent));
         let device = tap_config(&lent.config);
         let (counters, map) = (lent.views.counters.clone(), lent.map_version.clone());
         TapReader::new(lent.slot.clone(), lent.lease.clone(), map, device, egress, counters, lent.end.clone())
@@ -294,7 +334,8 @@ fn wire_client(
         threads.keep(address);
         let (lent, casts, counters) = (shared.clone(), casts.clone(), counters.clone());
         let factory = move || {
-            let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key);
+            let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key)
+                .with_cloud(cloud_port(&lent));
             UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress)))
         };
         supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
@@ -331,6 +372,12 @@ fn wire_client(
     threads.keep(stats);
     threads.keep(control_address);
     sampler
+}
+
+/// The way to the ethcloud that a client bridges.
+fn cloud_port(shared: &ClientShared) -> Option<CloudPort> {
+    let cloud = shared.cloud.get()?;
+    Some(CloudPort::new(CloudEgress::new(cloud.views.clone(), cloud.uplinks.clone())))
 }
 
 /// The page that Prometheus reads, where one is wanted.

@@ -26,6 +26,8 @@ pub struct ClientStatus {
     pub server: ServerContact,
     pub gateway: Gateway,
     pub peers: Vec<Peer>,
+    /// Of the ethcloud that it bridges, where it does.
+    pub cloud: Option<Vec<CloudPeer>>,
     pub counters: BTreeMap<String, f64>,
     pub actors: Vec<Actor>,
     pub events: Vec<String>,

@@ -69,6 +69,10 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "server {endpoint}: {}", joined([Some(contact.as_str()), Some(&map), network.as_deref()]))?;
     print_gateway(&status.gateway, out)?;
     print_peers(&status.peers, out)?;
+    if let Some(peers) = &status.cloud {
+        writeln!(out, "\nbridged cloud: {}", count(peers.len() as u64, "peer"))?;
+        print_cloud_peers(peers, out)?;
+    }
     print_actors(&status.actors, out)?;
     print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;
     print_lines("health", client_notes(status).iter(), out)

@@ -20,6 +20,7 @@ use super::{
     ClientConfig, LogFormat, LogSettings, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, is_name,
     read_join_file,
 };
+use crate::wire::ethcloud::Token;
 use crate::wire::join::{HostPort, JoinLine, MAX_HOSTS};
 
 /// One thing that is wrong. It prints as one line:
@@ -161,6 +162,9 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
     let log = check.log(raw.log.as_ref(), super::CLIENT_LOG, how);
     let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
+    let cloud = check.cloud(raw.cloud.as_ref());
+    let cloud_token = check.cloud_token(raw.cloud_token.as_ref());
+    let cloud_connect = check.hosts(raw.cloud_connect.as_ref(), "cloud_connect", super::cloud::CLOUD_PORT);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     // RFC 8200, section 5: no IPv6 over links of less.
@@ -193,6 +197,9 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         log_level: log_level?,
         log: log?,
         upnptimeout: upnptimeout?,
+        cloud: cloud?,
+        cloud_token: cloud_token?,
+        cloud_connect: cloud_connect?,
         warnings,
     })
 }
@@ -512,6 +519,22 @@ impl Check<'_> {
             Some(address) => Some(Some(address)),
             None => self.refuse(node, "metrics", "is not an address and port", EXPECTED),
         }
+    }
+
+    /// Where an ethcloud is listened for; on the command line `none` is off.
+    fn cloud(&mut self, node: Option<&Node>) -> Option<Option<SocketAddr>> {
+        const EXPECTED: &str = "write ADDRESS:PORT, like 0.0.0.0:3210 or [::]:3210";
+        let Some(node) = self.present(node) else { return Some(None) };
+        if matches!((&node.value, &node.place), (Value::Text(text), Place::Option(_)) if text == "none") {
+            return Some(None);
+        }
+        self.parsed(node, "cloud", "an address and port", EXPECTED).map(Some)
+    }
+
+    fn cloud_token(&mut self, node: Option<&Node>) -> Option<Token> {
+        const EXPECTED: &str = "write a number from 0 to 72057594037927935 in quotes, like \"134\"";
+        let Some(node) = node else { return Some(Token::default()) };
+        self.parsed(node, "cloud_token", "a token", EXPECTED)
     }
 
     /// A Unix socket's path; `sun_path` has 108 bytes with the closing zero (unix(7)).

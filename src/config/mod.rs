@@ -244,6 +244,9 @@ compared! {
         "log_max_age": log.max_age,
         "log_keep": log.keep,
         "upnptimeout": upnptimeout,
+        "cloud": cloud,
+        "cloud_token": cloud_token,
+        "cloud_connect": cloud_connect,
     }
 }
 
@@ -330,6 +333,11 @@ pub struct ClientConfig {
     pub log: LogSettings,
     /// How long a gateway that maps ports is looked for before the search counts as vain; zero asks for no mapping.
     pub upnptimeout: Duration,
+    /// Where the ethcloud is listened for that this member bridges into the network, where it does.
+    pub cloud: Option<SocketAddr>,
+    pub cloud_token: crate::wire::ethcloud::Token,
+    /// Peers of that cloud to connect to.
+    pub cloud_connect: Vec<HostPort>,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }

@@ -172,6 +172,16 @@ pub struct ClientOptions {
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
+    /// Address to listen on for peers of an ethcloud, which is then bridged into the network: its stations are this
+    /// member's, which needs the right `bridge` at the server [default: none]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub cloud: Option<String>,
+    /// Token of that ethcloud [default: 0]
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    pub cloud_token: Option<String>,
+    /// Peer of that ethcloud to connect to; repeat, or separate several by spaces or commas [default: none]
+    #[arg(long, value_name = "HOST[:PORT]…")]
+    pub cloud_connect: Vec<String>,
 }
 
 impl ServerOptions {
@@ -238,6 +248,9 @@ impl ClientOptions {
         one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
         one(&mut raw.log_keep, "--log-keep", self.log_keep);
         one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
+        one(&mut raw.cloud, "--cloud", self.cloud);
+        one(&mut raw.cloud_token, "--cloud-token", self.cloud_token);
+        many(&mut raw.cloud_connect, "--cloud-connect", words(&self.cloud_connect));
     }
 }
 
@@ -305,7 +318,8 @@ mod tests {
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
                     --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 \
                     --scorecard-format=16 --stats=17 --metrics=18 --log-level=19 --log=20 --log-format=21 \
-                    --log-max-size=22 --log-max-age=23 --log-keep=24 --upnptimeout=25";
+                    --log-max-size=22 --log-max-age=23 --log-keep=24 --upnptimeout=25 --cloud=26 --cloud-token=27 \
+                    --cloud-connect=28";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

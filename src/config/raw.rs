@@ -168,6 +168,9 @@ keys! {
         log_max_age: String,
         log_keep: u16,
         upnptimeout: u16,
+        cloud: Option<String>,
+        cloud_token: String,
+        cloud_connect: Vec<String>,
     }
 }
 

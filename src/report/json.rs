@@ -62,6 +62,7 @@ fn role(snapshot: &Snapshot) -> Map<String, Value> {
             "server": part.server,
             "gateway": part.gateway,
             "peers": part.peers,
+            "cloud": part.cloud,
         }),
         Role::Server(part) => {
             let network = part.network.as_ref();

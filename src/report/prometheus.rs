@@ -410,7 +410,7 @@ mod tests {
             network: None,
         };
         let peers = rtts.iter().enumerate().map(peer).collect();
-        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), peers })))
+        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), peers, cloud: None })))
     }
 
     fn server_of() -> Snapshot {

@@ -73,6 +73,8 @@ pub struct ClientPart {
     pub gateway: Gateway,
     /// By address.
     pub peers: Vec<Peer>,
+    /// Peers of the ethcloud that it bridges, where it does.
+    pub cloud: Option<Vec<super::cloud::CloudPeer>>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -342,6 +344,7 @@ fn client(shared: &ClientShared, now: Instant) -> ClientPart {
         },
         gateway: Gateway::of(&shared.gateway.load(), shared.config.direct && !shared.config.upnptimeout.is_zero(), now),
         peers: peers.into_iter().map(|peer| peer_part(shared, peer, now)).collect(),
+        cloud: shared.cloud.get().map(|cloud| super::cloud::peers(cloud, now).0),
     }
 }
 

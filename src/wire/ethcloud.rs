@@ -32,7 +32,7 @@ pub const LIST_MAX: usize = 1_500 - 48;
 pub const V4_MAX: usize = (LIST_MAX - HEAD_LEN - 2) / V4_LEN;
 
 /// What a network is known by: 56 bits. Whoever knows it is in.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Token([u8; 7]);
 
 /// The text is no token.

@@ -15,8 +15,8 @@ use eps_actor::io::packet::PacketSocket;
 use serde_json::{Value, json};
 
 use crate::lab::{
-    BIN, Capture, SOON, beside, complaints, finish_in, has_program, is_long, node, packets, run_in, text, udp_payload,
-    until, wait_for_end,
+    BIN, Capture, SOON, World, beside, complaints, finish_in, has_program, is_long, join, node, packets, run_in, text,
+    udp_payload, until, wait_for_end,
 };
 
 /// In front of every datagram: token 4660.
@@ -502,6 +502,78 @@ fn a_million_malformed_datagrams_leave_an_end_up_with_nothing_learned() {
     assert!(status["actors"].as_array().expect("actors").iter().all(|actor| actor["restarts"] == 0));
     let friend = sky.end(&["-c", "198.51.100.1:3210"]);
     wait_for_peers(&friend, &[underlay(1)]);
+}
+
+#[test]
+fn a_member_bridges_a_cloud_into_its_network_as_one_switch_that_believes_nothing_unsigned() {
+    if !can_make_networks() {
+        return;
+    }
+    let _turn = beside();
+    let mut world = World::new();
+    let line = world.start_server(&["--sequential", "--network", "10.7.0.0/24", "--members", "ada,bridge"]);
+    let (ada, bob) = (world.client("ada"), world.client("bob"));
+    let bridging = ["--cloud", "0.0.0.0:3210", "--cloud-token", "4660"];
+    let ada_ip = join(&ada, &line, &bridging);
+    let bob_ip = join(&bob, &line, &[]);
+    let ns = world.host();
+    let end = node("end", Role::Client, ns, &world.directory);
+    start(&end, &["-c", "198.51.100.2:3210"]);
+    wait_for_peers(&end, &[underlay(2)]);
+    address(&end, 200);
+    for to in [ada_ip, bob_ip] {
+        let what = format!("{to} to answer the cloud\n{}", ada.log());
+        until(&what, || ping_once(&end.ns, None, to, Duration::from_secs(1)).is_some());
+    }
+    let end_ip: IpAddr = Ipv4Addr::new(10, 7, 0, 200).into();
+    for from in [&bob, &ada] {
+        until("the cloud to answer", || ping_once(&from.ns, None, end_ip, Duration::from_secs(1)).is_some());
+    }
+    assert_eq!(status(&ada)["cloud"].as_array().map(Vec::len), Some(1), "{}", status(&ada));
+
+    // Frames of the cloud reach both others once, and do not come back.
+    let [at_ada, at_bob, at_end] =
+        [(&ada, "eps0"), (&bob, "eps0"), (&end, DEVICE)].map(|(node, name)| packets(&node.ns, name));
+    let shout = frame(ALL, LAPTOP, &[0x88, 0xb5, 9]);
+    at_end.send(&shout).expect("sent");
+    for (name, socket) in [("ada", &at_ada), ("bob", &at_bob)] {
+        arrives(socket, name, &shout);
+        assert_eq!(heard(socket, &shout), 0, "{name} has it once");
+    }
+    assert_eq!(heard(&at_end, &shout), 0, "no echo");
+
+    // What the network has signed nobody in the cloud may say.
+    let bobs: MacAddr = status(&bob)["node"]["mac"].as_str().expect("a MAC").parse().expect("a MAC");
+    let IpAddr::V4(bobs_ip) = bob_ip else { panic!("an IPv4 lease") };
+    let arp = [&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2][..], &LAPTOP, &bobs_ip.octets(), &ALL, &[10, 7, 0, 1]].concat();
+    let mut offer = vec![0x08, 0x00, 0x45, 0, 0, 28, 0, 1, 0, 0, 64, 17, 0, 0, 10, 7, 0, 200, 255, 255, 255, 255];
+    offer.extend([0, 67, 0, 68, 0, 8, 0, 0]);
+    for (name, counter, lie) in [
+        ("a member's MAC", "drop_source_spoofed", frame(ALL, bobs.0, &[0x88, 0xb5, 1])),
+        ("a member's address", "drop_address_spoofed", frame(ALL, LAPTOP, &arp)),
+        ("a DHCP server", "drop_no_right", frame(ALL, LAPTOP, &offer)),
+    ] {
+        let before = count(&ada, counter);
+        at_end.send(&lie).expect("sent");
+        until(&format!("{name} to be refused"), || count(&ada, counter) > before);
+        assert_eq!((heard(&at_ada, &lie), heard(&at_bob, &lie)), (0, 0), "{name}");
+    }
+
+    // TCP with super-frames, from a member that knows nothing of the cloud.
+    let listener = end.ns.run(|| std::net::TcpListener::bind("10.7.0.200:5000")).expect("a port");
+    let reader = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut stream, &mut bytes).expect("read");
+        bytes
+    });
+    let mut stream = bob.ns.run(|| std::net::TcpStream::connect("10.7.0.200:5000")).expect("connected");
+    let sent: Vec<u8> = (0..2_000_000_u32).map(|number| (number / 7) as u8).collect();
+    std::io::Write::write_all(&mut stream, &sent).expect("written");
+    drop(stream);
+    assert!(reader.join().expect("read") == sent, "two megabytes as they were");
+    ada.stop().expect("stopped");
+    wait_for_peers(&end, &[]);
 }
 
 /// One that cannot be read, or has another token.
