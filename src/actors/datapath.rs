@@ -344,9 +344,14 @@ impl Egress {
         }
     }
 
+    /// Sends what the burst has so far.
+    pub fn flush(&mut self) {
+        self.uplinks.flush(&mut self.batch);
+    }
+
     /// Sends what is left of the burst.
     pub fn finish(&mut self, scope: &EgressScope) {
-        self.uplinks.flush(&mut self.batch);
+        self.flush();
         add(&self.views.counters.tap_rx_calls, scope.reads);
         add(&self.views.counters.tap_rx_frames, scope.frames);
         add(&self.views.counters.tap_rx_bytes, scope.bytes);
