@@ -223,6 +223,12 @@ counters! {
     connections_dropped,
     /// Scorecards and maps that could not be written.
     output_failures,
+    /// Datagrams sent by a further path, as copies of others.
+    copies_sent,
+    /// Bytes of datagrams sent by a further path, as copies of others.
+    copies_sent_bytes,
+    /// Copies that came by a further path after the first; no frames are lost by them.
+    copies_received,
 }
 
 #[derive(Debug)]

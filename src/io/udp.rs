@@ -19,6 +19,7 @@ use crate::ids::UplinkId;
 pub struct UdpUplink {
     id: UplinkId,
     local_addr: SocketAddr,
+    device: Option<String>,
     socket: UdpSocket,
     state: UdpSocketState,
     /// Our own copy of the limit, since quinn-udp also lowers its own for errors that concern one destination.
@@ -89,7 +90,7 @@ impl UdpUplink {
             })?;
         }
         socket.bind(&addr.into()).map_err(failed("bind"))?;
-        Self::adopt(id, socket.into(), buffer_bytes)
+        Ok(Self { device: device.map(str::to_owned), ..Self::adopt(id, socket.into(), buffer_bytes)? })
     }
 
     /// Makes an uplink of a socket that is bound already; without [`bind`](Self::bind)'s options it works all the
@@ -102,7 +103,7 @@ impl UdpUplink {
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(failed("setsockopt"))?;
         allow_fragments(&socket, local_addr).map_err(failed("IP_MTU_DISCOVER"))?;
         let gso_segments = AtomicUsize::new(state.max_gso_segments());
-        Ok(Self { id, local_addr, socket, state, gso_segments, uncut: UncutPaths::default() })
+        Ok(Self { id, local_addr, device: None, socket, state, gso_segments, uncut: UncutPaths::default() })
     }
 
     /// The number datagrams to and from this socket are known by.
@@ -113,6 +114,11 @@ impl UdpUplink {
     /// The bound address, with the port the kernel chose if 0 was asked for.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The device it is bound to, if any.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
     }
 
     /// How many segments one [`Self::send`] may hold; 1 where the kernel has no GSO. It may fall.

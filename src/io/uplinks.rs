@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use smol::channel::{Receiver, Sender};
 
 use super::batch::{MAX_RUN_BYTES, SendBatch};
 use super::tcp::TcpTx;
@@ -35,6 +36,8 @@ struct Shared {
     reader: OnceLock<StartReader>,
     /// What keeps the reader of each socket running.
     reading: Mutex<BTreeMap<UplinkId, Reading>>,
+    /// One word: sockets came or went.
+    changes: (Sender<()>, Receiver<()>),
 }
 
 /// Starts whatever reads a socket.
@@ -59,7 +62,8 @@ impl Uplinks {
         for uplink in [udp4, udp6].into_iter().flatten() {
             udp[usize::from(uplink.id().0)].store(Some(uplink));
         }
-        Self(Arc::new(Shared { udp, tcp, counters, reader: OnceLock::new(), reading: Mutex::default() }))
+        let (reader, reading, changes) = (OnceLock::new(), Mutex::default(), smol::channel::bounded(1));
+        Self(Arc::new(Shared { udp, tcp, counters, reader, reading, changes }))
     }
 
     /// Reads every socket there is and every one to come with what `start` starts; only the first call counts.
@@ -90,6 +94,7 @@ impl Uplinks {
         if let Some(start) = self.0.reader.get() {
             reading.insert(id, start(uplink.clone()));
         }
+        let _ = self.0.changes.0.try_send(());
         Ok(uplink)
     }
 
@@ -101,7 +106,14 @@ impl Uplinks {
         // The end of a reader is somebody else's code: not under the lock.
         drop(reading);
         drop(ended);
+        let _ = self.0.changes.0.try_send(());
         had
+    }
+
+    /// Waits until sockets have come or gone since the last call. For one who waits; safe to drop.
+    pub async fn changed(&self) {
+        // The sender is ours, so the channel stays open.
+        let _ = self.0.changes.1.recv().await;
     }
 
     /// Whether there is such a socket.
