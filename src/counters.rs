@@ -92,6 +92,8 @@ drop_reasons! {
     MailboxFull = "mailbox_full",
     /// The actor that should act is being restarted.
     NoActor = "no_actor",
+    /// The socket it should have left by is gone, with its interface or address.
+    NoUplink = "no_uplink",
 }
 
 macro_rules! counters {
@@ -221,6 +223,12 @@ counters! {
     connections_dropped,
     /// Scorecards and maps that could not be written.
     output_failures,
+    /// Datagrams sent by a further path, as copies of others.
+    copies_sent,
+    /// Bytes of datagrams sent by a further path, as copies of others.
+    copies_sent_bytes,
+    /// Copies that came by a further path after the first; no frames are lost by them.
+    copies_received,
 }
 
 #[derive(Debug)]

@@ -325,7 +325,12 @@ fn side(us: Facts, them: Facts, uplink: Arc<UdpUplink>, offload: bool, suite: Su
     let session = Arc::new(session(us, them, offload, suite, now));
     let meter = session.meter.clone();
     let handle = Arc::new(PeerHandle::new(PeerIdx(0), session.remote, session.meter.clone()));
-    handle.set_outlet(Some(Outlet { session: session.clone(), route: Route::direct(them.place) }));
+    handle.set_outlet(Some(Outlet {
+        session: session.clone(),
+        route: Route::direct(them.place),
+        meter: Arc::default(),
+        plan: None,
+    }));
     let credentials = PeerCredentials { mac: them.mac, ip4: Some(them.ip4), ip6: None, rights: Rights(0) };
     let entry = PeerEntry { handle, name: "them".into(), credentials, flooded: true };
     let mut peers = PeerView::default();

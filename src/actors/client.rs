@@ -1,6 +1,6 @@
 //! What the actors of a client share, and what they keep on disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,6 +19,7 @@ use crate::proto::crypto::{Secret32, Suites};
 use crate::proto::link::{Node, no_psk};
 use crate::proto::log_limit::LogLimit;
 use crate::proto::map::{hex, unhex};
+use crate::proto::multipath::Mode;
 use crate::proto::noise::Identity;
 use crate::proto::peers::PeerDescription;
 use crate::proto::server_link::Pinned;
@@ -43,6 +44,8 @@ pub struct ClientShared {
     pub pinned: ArcSwap<Option<Pinned>>,
     pub map_version: Arc<std::sync::atomic::AtomicU64>,
     pub events: EventLog,
+    /// What was said while running of how several paths are used: for all, and for one.
+    pub modes: ArcSwap<(Option<Mode>, BTreeMap<PublicKey, Mode>)>,
     /// What the gateway maps to us.
     pub gateway: super::upnp::GatewayCell,
     pub started: Instant,

@@ -25,9 +25,11 @@ use crate::messages::peer_table::{Confirmed, Inbound, PeerControl, SeenFrom, Wan
 use crate::messages::server_link::{ServerControl, ServerInbound};
 use crate::proto::coalesce::{Coalescer, Limits};
 use crate::proto::crypto::{mac16, same_mac};
+use crate::proto::estimate::PathMeter;
 use crate::proto::fdb::Sighting;
 use crate::proto::forward::{self, EgressFacts, Ingress as Verdict};
 use crate::proto::guard::{self, Rights};
+use crate::proto::multipath::{Plan, Way};
 use crate::proto::segment::{self, Checksums, PartialChecksum, Segmenter};
 use crate::proto::session::{Epoch, Owner, Session};
 use crate::proto::whole::{self, Assembly, Cut};
@@ -94,12 +96,12 @@ impl<'a> Load<'a> {
         Self { header: VnetHeader::PLAIN, bytes, segments: None, may_stay_partial: false }
     }
 
-    /// Seals it for a peer into the batch. Hot: no allocation, no lock. Gives frames and their bytes.
-    fn seal_into(&self, batch: &mut SendBatch, outlet: &Outlet) -> Result<(u64, u64), DropReason> {
-        let takes_partial = outlet.session.capabilities.takes_partial_checksums();
+    /// Seals it for a peer into the batch, to go by a route. Hot: no allocation, no lock. Gives frames and their bytes.
+    fn seal_into(&self, batch: &mut SendBatch, session: &Session, route: Route) -> Result<(u64, u64), DropReason> {
+        let takes_partial = session.capabilities.takes_partial_checksums();
         let Some(segments) = &self.segments else {
             let partial = takes_partial && self.may_stay_partial;
-            seal_into(batch, outlet, self.bytes.len(), partial, |frame| {
+            seal_into(batch, (session, route), self.bytes.len(), partial, |frame| {
                 frame.copy_from_slice(self.bytes);
                 if self.header.needs_csum && !partial { segment::complete(&self.header, frame) } else { Ok(()) }
             })?;
@@ -109,7 +111,7 @@ impl<'a> Load<'a> {
         let mut bytes = 0;
         for number in 0..segments.count() {
             let length = segments.segment_len(number);
-            seal_into(batch, outlet, length, takes_partial, |frame| {
+            seal_into(batch, (session, route), length, takes_partial, |frame| {
                 segments.write(number, checksums, frame);
                 Ok(())
             })?;
@@ -121,7 +123,10 @@ impl<'a> Load<'a> {
     /// How it is sealed whole, if the other side takes that and it is worth it: a fragment is as long as a frame of
     /// its own would be, so it passes wherever that does.
     fn sealed_whole(&self, outlet: &Outlet) -> Option<Whole> {
-        let segments = self.segments.as_ref().filter(|_| outlet.session.capabilities.takes_whole())?;
+        // Where every frame goes several ways, one may well be lost on one of them.
+        let copied = outlet.plan.as_ref().is_some_and(Plan::copies_all);
+        let whole = outlet.session.capabilities.takes_whole() && !copied;
+        let segments = self.segments.as_ref().filter(|_| whole)?;
         let head = whole::head(&self.header)?;
         let fragment = Session::sealed_len(segments.segment_len(0), PAD_LIMIT) - HEADER_LEN;
         let cut = Cut::new(whole::HEAD_LEN + self.bytes.len() + TAG_LEN, fragment)?;
@@ -162,8 +167,12 @@ struct Whole {
 impl Whole {
     /// Seals it in place, in `message`, which begins with room for its head, and puts its fragments into the batch.
     /// Hot: no allocation, no lock.
-    fn seal_into(&self, batch: &mut SendBatch, outlet: &Outlet, message: &mut [u8]) -> Result<(), DropReason> {
-        let Outlet { session, route } = outlet;
+    fn seal_into(
+        &self,
+        batch: &mut SendBatch,
+        (session, route): (&Session, Route),
+        message: &mut [u8],
+    ) -> Result<(), DropReason> {
         message[..whole::HEAD_LEN].copy_from_slice(&self.head);
         let (header, tag) = session.seal_whole(self.cut.count(), message)?;
         let relay = route.relay.map(relay::header);
@@ -191,13 +200,12 @@ impl Whole {
 /// Seals a frame of `length` bytes, which `write` puts in its place, for a peer.
 fn seal_into(
     batch: &mut SendBatch,
-    outlet: &Outlet,
+    (session, route): (&Session, Route),
     length: usize,
     partial: bool,
     write: impl FnOnce(&mut [u8]) -> Result<(), DropReason>,
 ) -> Result<(), DropReason> {
     let sealed = Session::sealed_len(length, PAD_LIMIT);
-    let Outlet { session, route } = outlet;
     let head = route.relay.map_or(0, |_| HEADER_LEN);
     let space = batch.reserve(head + sealed);
     if let Some(token) = route.relay {
@@ -228,13 +236,14 @@ pub fn send_staged(handle: &PeerHandle, uplinks: &Uplinks, batch: &mut SendBatch
     let Some(outlet) = outlet.as_deref() else { return };
     let (mut frames, mut bytes) = (0, 0);
     for frame in handle.take_staged() {
-        match Load::plain(&frame).seal_into(batch, outlet) {
+        match Load::plain(&frame).seal_into(batch, &outlet.session, outlet.route) {
             Ok(_) => (frames, bytes) = (frames + 1, bytes + frame.len() as u64),
             Err(reason) => views.counters.dropped(reason),
         }
     }
     if frames > 0 {
         handle.meter.transmitted(frames, bytes, views.epoch.ms(now));
+        outlet.meter.sent(frames, batch.bytes() as u64);
         Sent::default().and(outlet.route, (frames, bytes)).add_to(&views.counters);
         uplinks.flush(batch);
     }
@@ -247,8 +256,20 @@ pub struct Egress {
     want: Caster<Want>,
     tap: TapTx,
     batch: SendBatch,
+    /// What this burst sends by which path; few, so that the one that follows is found at once.
+    passed: Vec<Passed>,
     answer: Vec<u8>,
 }
+
+/// Datagrams and their bytes that leave by one path.
+struct Passed {
+    path: Arc<PathMeter>,
+    datagrams: u64,
+    bytes: u64,
+}
+
+/// Paths of one burst whose counts wait for its end; beyond, they are added at once.
+const PASSED_MAX: usize = 16;
 
 /// The views of one burst, and what it adds up to.
 pub struct EgressScope {
@@ -296,7 +317,8 @@ impl Sent {
 impl Egress {
     pub fn new(views: Views, uplinks: Uplinks, want: Caster<Want>, tap: TapTx) -> Self {
         let batch = SendBatch::new(uplinks.max_segments());
-        Self { views, uplinks, want, tap, batch, answer: Vec::with_capacity(128) }
+        let passed = Vec::with_capacity(PASSED_MAX);
+        Self { views, uplinks, want, tap, batch, passed, answer: Vec::with_capacity(128) }
     }
 
     /// Whether there is anybody to send to.
@@ -356,6 +378,35 @@ impl Egress {
         add(&self.views.counters.tap_rx_frames, scope.frames);
         add(&self.views.counters.tap_rx_bytes, scope.bytes);
         scope.sent.take().add_to(&self.views.counters);
+        for Passed { path, datagrams, bytes } in self.passed.drain(..) {
+            path.sent(datagrams, bytes);
+        }
+    }
+
+    /// Notes what was put into the batch since `mark` for a path.
+    fn pass(&mut self, path: &Arc<PathMeter>, datagrams: u64, bytes: u64) {
+        if let Some(passed) = self.passed.iter_mut().rev().find(|passed| Arc::ptr_eq(&passed.path, path)) {
+            (passed.datagrams, passed.bytes) = (passed.datagrams + datagrams, passed.bytes + bytes);
+        } else if self.passed.len() < PASSED_MAX {
+            self.passed.push(Passed { path: path.clone(), datagrams, bytes });
+        } else {
+            path.sent(datagrams, bytes);
+        }
+    }
+
+    /// Sends what is in the batch since `mark`, which went by `route`, by further ways.
+    #[cold]
+    fn copy(&mut self, mark: usize, route: Route, ways: &[Way]) {
+        let end = self.batch.mark();
+        let strip = route.relay.map_or(0, |_| HEADER_LEN);
+        for way in ways {
+            let head = way.route.relay.map(relay::header);
+            let head = head.as_ref().map_or(&[][..], |head| &head[..]);
+            let (datagrams, bytes) = self.batch.repeat(mark..end, way.route.endpoint, strip, head);
+            self.pass(&way.meter, datagrams, bytes);
+            add(&self.views.counters.copies_sent, datagrams);
+            add(&self.views.counters.copies_sent_bytes, bytes);
+        }
     }
 
     /// Sends it, or says to whom it goes sealed whole.
@@ -404,9 +455,15 @@ impl Egress {
         // It may have ended since we looked; then nobody waits for this either.
         let outlet = outlet.as_deref().filter(|outlet| outlet.session.capabilities.takes_whole());
         let outlet = outlet.ok_or(DropReason::SessionExpired)?;
-        whole.seal_into(&mut self.batch, outlet, &mut read[VnetHeader::LEN - whole::HEAD_LEN..])?;
+        let frame = &read[VnetHeader::LEN..];
+        let way = outlet.plan.as_ref().map(|plan| plan.first(frame, scope.now_ms));
+        let (route, meter) = way.map_or((outlet.route, &outlet.meter), |way| (way.route, &way.meter));
+        let mark = self.batch.mark();
+        let message = &mut read[VnetHeader::LEN - whole::HEAD_LEN..];
+        whole.seal_into(&mut self.batch, (&outlet.session, route), message)?;
+        self.pass(meter, u64::from(whole.cut.count()), (self.batch.mark() - mark) as u64);
         handle.meter.transmitted(whole.frames, whole.bytes, scope.now_ms);
-        scope.sent.set(scope.sent.get().and(outlet.route, (whole.frames, whole.bytes)));
+        scope.sent.set(scope.sent.get().and(route, (whole.frames, whole.bytes)));
         add(&self.views.counters.whole_sealed, 1);
         Ok(())
     }
@@ -438,9 +495,17 @@ impl Egress {
     fn send_to(&mut self, handle: &Arc<PeerHandle>, load: &Load<'_>, scope: &EgressScope) -> Result<(), DropReason> {
         let outlet = handle.outlet();
         if let Some(outlet) = outlet.as_deref() {
-            let (frames, bytes) = load.seal_into(&mut self.batch, outlet)?;
+            let mark = self.batch.mark();
+            let way = outlet.plan.as_ref().map(|plan| plan.first(load.bytes, scope.now_ms));
+            let (route, meter) = way.map_or((outlet.route, &outlet.meter), |way| (way.route, &way.meter));
+            let (frames, bytes) = load.seal_into(&mut self.batch, &outlet.session, route)?;
+            let wire = self.batch.mark() - mark;
+            self.pass(meter, frames, wire as u64);
             handle.meter.transmitted(frames, bytes, scope.now_ms);
-            scope.sent.set(scope.sent.get().and(outlet.route, (frames, bytes)));
+            scope.sent.set(scope.sent.get().and(route, (frames, bytes)));
+            if let Some(plan) = &outlet.plan {
+                self.copy(mark, route, plan.copies(load.bytes, wire, scope.now_ms));
+            }
             return Ok(());
         }
         let mut lost = 0;
@@ -484,6 +549,15 @@ pub struct Ingress {
     segment: Vec<u8>,
     mac1_key: [u8; 32],
     hints: HintBudget,
+}
+
+/// What a run of datagrams was, whatever became of them.
+#[derive(Default, Clone, Copy)]
+struct Came {
+    datagrams: u64,
+    bytes: u64,
+    /// Those whose counter was seen before.
+    replayed: u64,
 }
 
 /// The views of one batch, and what it adds up to.
@@ -661,19 +735,23 @@ impl Ingress {
         let entry = owner(&peers, session)?;
         let prefix: [u8; HEADER_LEN] = arena[first.start..first.start + HEADER_LEN].try_into().expect("16 bytes");
         let (mut frames, mut bytes) = (0, 0);
+        let mut came = Came::default();
         let mut range = first;
         {
             let mut opener = session.opener();
             loop {
                 let sealed = range.start + head..range.end;
+                (came.datagrams, came.bytes) = (came.datagrams + 1, came.bytes + range.len() as u64);
                 let opened = opener.open(&header, &mut arena[sealed.clone()]).map(|plain| plain.len());
                 let accepted = opened.and_then(|length| {
                     (frames, bytes) = (frames + 1, bytes + length as u64);
                     let start = sealed.start + HEADER_LEN;
                     self.accept(entry, arena, start..start + length, header.partial, scope)
                 });
-                if let Err(reason) = accepted {
-                    self.views.counters.dropped(reason);
+                match accepted {
+                    Ok(()) => {}
+                    Err(DropReason::Replayed) => came.replayed += 1,
+                    Err(reason) => self.views.counters.dropped(reason),
                 }
                 let next = rest.next_if(|next| {
                     let datagram = &arena[next.clone()];
@@ -694,7 +772,7 @@ impl Ingress {
                 }
             }
         }
-        self.received(entry, session, via, (frames, bytes), scope);
+        self.received(entry, session, via, (frames, bytes), came, scope);
         Ok(())
     }
 
@@ -717,10 +795,12 @@ impl Ingress {
         let entry = owner(&peers, session)?;
         let prefix: [u8; HEADER_LEN] = arena[first.start..first.start + HEADER_LEN].try_into().expect("16 bytes");
         let (mut frames, mut bytes) = (0, 0);
+        let mut came = Came::default();
         let mut range = first;
         let mut fresh = session.is_fresh(header.counter);
         loop {
             let body = range.start + head + HEADER_LEN..range.end;
+            (came.datagrams, came.bytes) = (came.datagrams + 1, came.bytes + range.len() as u64);
             let taken = if fresh { self.assembly.take(&header, &arena[body]) } else { Err(DropReason::Replayed) };
             match taken {
                 Ok(taken) => {
@@ -735,6 +815,7 @@ impl Ingress {
                         self.assembly.put_back(sealed);
                     }
                 }
+                Err(DropReason::Replayed) => came.replayed += 1,
                 Err(reason) => self.views.counters.dropped(reason),
             }
             let counter = header.counter;
@@ -757,19 +838,36 @@ impl Ingress {
                 fresh = session.is_fresh(header.counter);
             }
         }
-        self.received(entry, session, via, (frames, bytes), scope);
+        self.received(entry, session, via, (frames, bytes), came, scope);
         Ok(())
     }
 
-    /// Notes what a run of authentic frames has shown; nothing if there were none.
+    /// Notes what a run has shown: authentic frames, and copies of such that came by another path before.
     fn received(
         &self,
         entry: &PeerEntry,
         session: &Arc<Session>,
         via: Route,
         (frames, bytes): (u64, u64),
+        came: Came,
         scope: &IngressScope,
     ) {
+        let inlets = entry.handle.inlets();
+        let inlet = inlets.iter().find(|inlet| inlet.route == via);
+        if let Some(inlet) = inlet {
+            inlet.meter.came(came.datagrams, came.bytes);
+            if frames > 0 {
+                inlet.meter.heard(scope.now_ms);
+            }
+        }
+        if came.replayed > 0 {
+            // By a proven path while there are others, it is a copy; else somebody plays it again.
+            let is_copy = inlet.is_some_and(|inlet| inlet.is_valid) && inlets.len() > 1;
+            match is_copy {
+                true => add(&self.views.counters.copies_received, came.replayed),
+                false => self.views.counters.dropped_many(DropReason::Replayed, came.replayed),
+            }
+        }
         if frames == 0 {
             return;
         }
@@ -785,6 +883,7 @@ impl Ingress {
         if session.confirm() {
             self.casts.confirmed.cast(Confirmed { session: session.clone(), via });
         } else if via.is_direct()
+            && inlet.is_none_or(|inlet| !inlet.is_valid)
             && entry.handle.outlet().as_deref().is_some_and(|outlet| outlet.route != via)
             && entry.handle.tell_route(scope.now_ms)
         {

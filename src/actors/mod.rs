@@ -19,4 +19,5 @@ pub mod system;
 pub mod tap_reader;
 pub mod tcp_path;
 pub mod udp_path;
+pub mod uplink_keeper;
 pub mod upnp;

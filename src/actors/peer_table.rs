@@ -14,6 +14,7 @@ use xtra::{Actor, Context, Handler};
 use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed, unix_time};
 use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
+use super::uplink_keeper::local;
 use crate::counters::{DropReason, add};
 use crate::ids::{MacAddr, PeerIdx, PublicKey};
 use crate::io::batch::SendBatch;
@@ -21,14 +22,16 @@ use crate::io::files::FileError;
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
-    Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
+    Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, SetMode, UplinksChanged,
+    Want,
 };
 use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
 use crate::proto::clock::ClockWatch;
 use crate::proto::crypto::Trust;
 use crate::proto::map::MemberMap;
-use crate::proto::peers::{Event, Output, PeerDescription, PeerState, Peers, credentials};
-use crate::view::{Outlet, PeerEntry, PeerHandle, PeerView};
+use crate::proto::path::State;
+use crate::proto::peers::{Event, Output, PathDescription, PeerDescription, PeerState, Peers, credentials};
+use crate::view::{Inlet, Outlet, PeerEntry, PeerHandle, PeerView};
 use crate::wire::cert::Certificate;
 use crate::wire::control::{Control, PeerReport};
 
@@ -115,12 +118,21 @@ impl PeerTable {
             });
             core.resume(known, view.sessions.values().cloned(), now);
         }
+        self.prepare(&mut core, now);
         if let Some((certificate, _)) = lease {
             core.set_certificate(certificate);
         }
         core.set_server(self.shared.views.server.load().endpoint, now);
         self.core = Some(core);
         self.changed = true;
+    }
+
+    /// What a core has to know of this machine.
+    fn prepare(&self, core: &mut Peers, now: Instant) {
+        let modes = self.shared.modes.load();
+        core.set_default_mode(modes.0.unwrap_or(self.shared.config.multipath));
+        modes.1.iter().for_each(|(key, mode)| core.set_mode(*key, *mode));
+        core.set_uplinks(local(&self.shared.uplinks), now);
     }
 
     fn drain(&mut self, now: Instant) {
@@ -172,7 +184,14 @@ impl PeerTable {
                 .handles
                 .entry(peer.idx)
                 .or_insert_with(|| Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone())));
-            let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet { session, route });
+            let meter = |route| peer.paths.iter().find(|path| path.route == route).map(|path| path.meter.clone());
+            let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet {
+                session,
+                route,
+                meter: meter(route).unwrap_or_default(),
+                plan: peer.plan.clone(),
+            });
+            handle.set_inlets(peer.paths.iter().map(inlet).collect());
             handle.set_outlet(outlet);
             let certificate = &peer.certificate;
             view.directory.insert(certificate.ip4.into(), certificate.mac);
@@ -288,6 +307,11 @@ impl PeerTable {
     }
 }
 
+/// A path as the data path needs it.
+fn inlet(path: &PathDescription) -> Inlet {
+    Inlet { route: path.route, meter: path.meter.clone(), is_valid: path.state == State::Valid }
+}
+
 /// The server decides how often there is a map to write.
 fn say_unsaved(error: &FileError) {
     let text = format_args!("the member map cannot be written: {error}");
@@ -364,6 +388,7 @@ impl Handler<Joined> for PeerTable {
             let (direct, clock) = (self.shared.config.direct, self.shared.views.epoch);
             let mut core = Peers::new(node, trust, MemberMap::default(), direct, clock, now, seed());
             core.set_server(self.shared.views.server.load().endpoint, now);
+            self.prepare(&mut core, now);
             self.core = Some(core);
         }
         if let Some(core) = &mut self.core {
@@ -444,6 +469,36 @@ impl Handler<ServerPlace> for PeerTable {
     async fn handle(&mut self, ServerPlace(server): ServerPlace, _: &mut Context<Self>) {
         if let Some(core) = &mut self.core {
             core.set_server(server, Instant::now());
+        }
+    }
+}
+
+impl Handler<UplinksChanged> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, UplinksChanged(uplinks): UplinksChanged, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.set_uplinks(uplinks, Instant::now());
+        }
+    }
+}
+
+impl Handler<SetMode> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, SetMode { peer, mode }: SetMode, _: &mut Context<Self>) {
+        // Kept beside the actor, so that it outlives it.
+        let (mut of_all, mut of_one) = (**self.shared.modes.load()).clone();
+        match peer {
+            Some(key) => drop(of_one.insert(key, mode)),
+            None => of_all = Some(mode),
+        }
+        self.shared.modes.store(Arc::new((of_all, of_one)));
+        if let Some(core) = &mut self.core {
+            match peer {
+                Some(key) => core.set_mode(key, mode),
+                None => core.set_default_mode(mode),
+            }
         }
     }
 }

@@ -13,8 +13,9 @@ use xtra::{Actor, Context, Handler, Mailbox};
 use super::client::{ClientShared, Ending, SavedNetwork, seed};
 use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason};
+use super::uplink_keeper::ports_at;
 use crate::counters::{DropReason, add};
-use crate::ids::{Endpoint, UplinkId};
+use crate::ids::Endpoint;
 use crate::io::netlink::{Netlink, NetlinkWatch};
 use crate::logging;
 use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
@@ -342,7 +343,11 @@ impl ServerLink {
                     Err(error) => log::debug!("addresses of this machine: {error}"),
                 }
                 let Ok(watch) = &watch else { return };
-                if watch.changed().await.is_err() {
+                let sockets = async {
+                    shared.uplinks.changed().await;
+                    Ok(())
+                };
+                if futures_lite::future::or(watch.changed(), sockets).await.is_err() {
                     return;
                 }
                 smol::Timer::after(SETTLE).await;
@@ -388,20 +393,18 @@ async fn gather(netlink: &Netlink, shared: &ClientShared) -> Result<Vec<Candidat
     let device = shared.slot.get().map(|tap| tap.ifindex());
     let lease = shared.lease.load_full();
     let overlay = lease.as_deref().map(leased_networks).unwrap_or_default();
-    let ports: Vec<(UplinkId, u16)> =
-        shared.uplinks.readers().map(|uplink| (uplink.id(), uplink.local_addr().port())).collect();
     let mut list: Vec<Candidate> = netlink
         .addresses()
         .await?
         .into_iter()
         .filter(|address| address.is_usable() && address.is_up() && !address.is_loopback())
         .filter(|address| Some(address.ifindex) != device)
-        .filter_map(|address| {
-            let endpoint = Endpoint::udp(SocketAddr::new(address.addr, 1));
-            let (_, port) = ports.iter().find(|(id, _)| *id == endpoint.uplink)?;
-            let addr = SocketAddr::new(address.addr, *port);
-            is_dialable(addr, &overlay).then_some(Candidate { kind: CandidateKind::Host, addr })
+        .flat_map(|address| {
+            let ports = ports_at(&address, &shared.config.uplinks, &shared.uplinks);
+            ports.into_iter().map(move |port| SocketAddr::new(address.addr, port))
         })
+        .filter(|addr| is_dialable(*addr, &overlay))
+        .map(|addr| Candidate { kind: CandidateKind::Host, addr })
         .collect();
     list.sort();
     list.dedup();

@@ -33,6 +33,7 @@ use super::supervisor::{Policy, Supervisor};
 use super::tap_reader::TapReader;
 use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
+use super::uplink_keeper::UplinkKeeper;
 use super::upnp::{GatewayCell, Upnp, UpnpCasts, UpnpShared};
 use crate::cli::reply::Status;
 use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerConfig};
@@ -184,6 +185,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         pinned: ArcSwap::from_pointee(pinned),
         map_version: Arc::new(AtomicU64::new(0)),
         events: EventLog::default(),
+        modes: ArcSwap::default(),
         gateway: GatewayCell::default(),
         started: now,
         end,
@@ -279,6 +281,16 @@ fn wire_client(
     };
     supervisor.supervise(&threads.data, tap_mailbox, factory, Policy::RESTART);
 
+    if !shared.config.uplinks.is_empty() {
+        let (keeper, mailbox) = Mailbox::<UplinkKeeper>::bounded(EDGE_MAILBOX);
+        let changed = Caster::new(peers.clone(), counters.clone());
+        let (lent, own) = (shared.clone(), Caster::new(keeper.clone(), counters.clone()));
+        let factory = move || UplinkKeeper::new(lent.clone(), changed.clone(), own.clone());
+        supervisor.supervise(&threads.control, mailbox, factory, Policy::RESTART);
+        threads.keep(keeper);
+    }
+
+    let table = peers.clone();
     let casts = IngressCasts {
         inbound: Caster::new(peers.clone(), counters.clone()),
         control: Caster::new(peers.clone(), counters.clone()),
@@ -289,16 +301,19 @@ fn wire_client(
         learn: Caster::new(fdb, counters.clone()),
     };
     let key = mac1_key(&shared.key, &no_psk());
-    for uplink in shared.uplinks.readers() {
-        let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
-        threads.keep(address);
-        let (lent, casts, counters) = (shared.clone(), casts.clone(), counters.clone());
+    let (lent, supervised, data) = (Arc::downgrade(shared), supervisor.clone(), threads.data.clone());
+    shared.uplinks.read_with(Box::new(move |uplink| {
+        // The sockets hold their readers, so the readers' maker must not hold the sockets.
+        let (Some(lent), (address, mailbox)) = (lent.upgrade(), Mailbox::<UdpPath>::bounded(EDGE_MAILBOX)) else {
+            return Box::new(());
+        };
+        let (casts, counters) = (casts.clone(), lent.views.counters.clone());
         let factory = move || {
             let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key);
             UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress)))
         };
-        supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
-    }
+        Box::new((supervised.supervise_while(&data, mailbox, factory, Policy::RESTART), address))
+    }));
 
     let (names, names_mailbox) = Mailbox::<Names>::bounded(EDGE_MAILBOX);
     let lent = shared.clone();
@@ -321,7 +336,7 @@ fn wire_client(
     let (lent, guard) = (shared.clone(), supervisor.clone());
     let (asked, link) = (sampler.clone(), server.clone());
     let answer: super::control::Answer = Arc::new(move |request| {
-        report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), link.clone())
+        report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), (link.clone(), table.clone()))
     });
     let factory = move || Control::new(control.clone(), answer.clone());
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);

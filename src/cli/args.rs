@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
 use crate::config::{ClientOptions, Expiry, Role, ServerOptions};
+use crate::proto::multipath::Mode;
 
 /// A layer-2 mesh VPN: computers in different places on one Ethernet.
 #[derive(Debug, Parser)]
@@ -50,6 +51,12 @@ Examples:
     /// List the members of the network
     #[command(after_help = "Example: sudo eps-actor members --json")]
     Members(MembersArguments),
+    /// Show the paths to other members, or change how several of them are used; at the client
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor paths
+  sudo eps-actor paths laptop --mode redundant")]
+    Paths(PathsArguments),
     /// Print a new join line; at the server
     #[command(after_help = "\
 Examples:
@@ -99,6 +106,7 @@ impl Command {
             Self::Demo(arguments) => Some(&arguments.common),
             Self::Status(arguments) => Some(&arguments.common),
             Self::Members(arguments) => Some(&arguments.common),
+            Self::Paths(arguments) => Some(&arguments.common),
             Self::Invite(arguments) => Some(&arguments.common),
             Self::Kick(arguments) => Some(&arguments.common),
             Self::Leave(arguments) => Some(&arguments.common),
@@ -258,6 +266,23 @@ pub struct InviteArguments {
 pub struct KickArguments {
     /// The member, as `eps-actor members` shows it
     pub name: String,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct PathsArguments {
+    /// The member, as `eps-actor members` shows it [default: all]
+    pub peer: Option<String>,
+    /// Use several paths so until the client ends: best, redundant-small, redundant or bonded; without a member, for all
+    /// that were not named
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<Mode>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub socket: Socket,
     #[command(flatten)]

@@ -17,9 +17,10 @@ use log::LevelFilter;
 use super::raw::{ClientRaw, Field, Keyed, MemberRaw, Node, Place, ServerRaw, Struct, Value, shorten};
 use super::units::{Expiry, duration, size};
 use super::{
-    ClientConfig, LogFormat, LogSettings, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, is_name,
-    read_join_file,
+    ClientConfig, LogFormat, LogSettings, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, Uplink,
+    is_name, read_join_file,
 };
+use crate::proto::multipath::Mode;
 use crate::wire::join::{HostPort, JoinLine, MAX_HOSTS};
 
 /// One thing that is wrong. It prints as one line:
@@ -151,6 +152,8 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let offload = check.boolean(raw.offload.as_ref(), "offload", true);
     let lan = check.boolean(raw.lan.as_ref(), "lan", true);
     let direct = check.boolean(raw.direct.as_ref(), "direct", true);
+    let uplinks = check.uplinks(raw.uplinks.as_ref());
+    let multipath = check.multipath(raw.multipath.as_ref());
     let hosts = check.optional_file(raw.hosts.as_ref(), "hosts", super::HOSTS);
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
     let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
@@ -184,6 +187,8 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         offload: offload?,
         lan: lan?,
         direct: direct?,
+        uplinks: uplinks?,
+        multipath: multipath?,
         hosts: hosts?,
         control: control?,
         scorecard: scorecard?,
@@ -461,6 +466,43 @@ impl Check<'_> {
         } else {
             self.refuse(node, "device", "is not a name for a network device", EXPECTED)
         }
+    }
+
+    fn uplinks(&mut self, node: Option<&Node>) -> Option<Vec<Uplink>> {
+        const EXPECTED: &str = "write an interface or an address of this machine, like eth0 or 192.168.1.7";
+        let Some(node) = node else { return Some(Vec::new()) };
+        let mut seen: Vec<Uplink> = Vec::new();
+        let uplinks = self.list(node, "uplinks", EXPECTED, |check, node, key| {
+            let text = check.text(node, key, EXPECTED)?;
+            let uplink = match text.parse::<IpAddr>() {
+                Ok(ip) if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() => {
+                    return check.refuse(node, key, "is no address of an uplink", EXPECTED);
+                }
+                Ok(ip) => Uplink::Address(ip),
+                // As the kernel has it: up to 15 bytes, no slash, no blank.
+                Err(_) if (1..=15).contains(&text.len()) && !text.contains(['/', ' ', ':']) && text != "lo" => {
+                    Uplink::Device(text.to_owned())
+                }
+                Err(_) => return check.refuse(node, key, "is no interface and no address", EXPECTED),
+            };
+            if seen.contains(&uplink) {
+                return check.refuse(node, key, "is written twice", "keep one");
+            }
+            seen.push(uplink.clone());
+            Some(uplink)
+        })?;
+        let (count, most) = (uplinks.len(), super::UPLINKS_MAX);
+        if count > most {
+            return self.tell(&node.place, "uplinks", format!("there are {count} uplinks"), format!("at most {most}"));
+        }
+        Some(uplinks)
+    }
+
+    fn multipath(&mut self, node: Option<&Node>) -> Option<Mode> {
+        const EXPECTED: &str = "write best, redundant-small, redundant or bonded";
+        let Some(node) = node else { return Some(Mode::default()) };
+        let mode = self.text(node, "multipath", EXPECTED)?.parse().ok();
+        mode.or_else(|| self.refuse(node, "multipath", "is no mode", EXPECTED))
     }
 
     fn expiry(&mut self, node: Option<&Node>) -> Option<Expiry> {
@@ -909,6 +951,8 @@ pub(super) mod tests {
     mtu: 575,
     lan: 1,
     direct: None,
+    uplinks: ["eth0", "10.0.0.2", "::", "eth0", "a/b"],
+    multipath: "striped",
     network: "10.0.0.0/8",
 )"#,
             ClientOptions::default(),
@@ -923,7 +967,11 @@ pub(super) mod tests {
             "client.ron:9:10: mtu: 575 is out of range; write a whole number from 576 to 9000 (bytes)",
             "client.ron:10:10: lan: 1 is a number, not a truth value; ",
             "client.ron:11:13: direct: None is no value, not a truth value; ",
-            "client.ron:12:5: network: is a key of the server; ",
+            "client.ron:12:35: uplinks[2]: \"::\" is no address of an uplink; ",
+            "client.ron:12:41: uplinks[3]: \"eth0\" is written twice; ",
+            "client.ron:12:49: uplinks[4]: \"a/b\" is no interface and no address; ",
+            "client.ron:13:16: multipath: \"striped\" is no mode; write best, redundant-small, redundant or bonded",
+            "client.ron:14:5: network: is a key of the server; ",
         ];
         assert_eq!(said.len(), starts.len(), "{said:#?}");
         for (line, start) in said.iter().zip(starts) {

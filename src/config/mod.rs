@@ -22,6 +22,7 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 use log::LevelFilter;
 
+use crate::proto::multipath::Mode;
 use crate::wire::join::{HostPort, JoinLine};
 use check::Problem;
 pub use options::{ClientOptions, ServerOptions};
@@ -230,6 +231,8 @@ compared! {
         "offload": offload,
         "lan": lan,
         "direct": direct,
+        "uplinks": uplinks,
+        "multipath": multipath,
         "hosts": hosts,
         "control": control,
         "scorecard": scorecard,
@@ -287,6 +290,18 @@ pub struct MemberPin {
     pub rights: u8,
 }
 
+/// Something that direct paths leave by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uplink {
+    /// An interface, which may come and go.
+    Device(String),
+    /// An address of this machine, likewise.
+    Address(IpAddr),
+}
+
+/// Uplinks there may be: each has a socket for either family.
+pub const UPLINKS_MAX: usize = 8;
+
 /// All a client needs to know before it starts.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -313,6 +328,10 @@ pub struct ClientConfig {
     pub lan: bool,
     /// Direct paths are tried; otherwise everything is relayed.
     pub direct: bool,
+    /// What direct paths leave by; where none is named, the system's routes decide. At most [`UPLINKS_MAX`].
+    pub uplinks: Vec<Uplink>,
+    /// How several paths to one member are used, where nothing else was said for it.
+    pub multipath: Mode,
     /// The file that members' names are kept in, where given.
     pub hosts: Option<PathBuf>,
     /// The control socket; at most 107 bytes.

@@ -155,6 +155,8 @@ keys! {
         offload: bool,
         lan: bool,
         direct: bool,
+        uplinks: Vec<String>,
+        multipath: String,
         hosts: Option<String>,
         control: String,
         scorecard: Option<String>,

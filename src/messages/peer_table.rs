@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::ids::{Endpoint, PeerIdx, Route};
+use crate::ids::{Endpoint, PeerIdx, PublicKey, Route};
+use crate::proto::multipath::Mode;
+use crate::proto::peers::LocalUplink;
 use crate::proto::server_link::Pinned;
 use crate::proto::session::Session;
 use crate::wire::cert::CERT_LEN;
@@ -61,3 +63,14 @@ pub struct ServerPlace(pub Option<Endpoint>);
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]
 pub struct OwnCandidates(pub Vec<Candidate>);
+
+/// The sockets that direct paths are to use are these, all of them.
+#[derive(Debug, Clone)]
+pub struct UplinksChanged(pub Vec<LocalUplink>);
+
+/// Several paths to one peer, or to all that nothing else is said for, are to be used so.
+#[derive(Debug, Clone, Copy)]
+pub struct SetMode {
+    pub peer: Option<PublicKey>,
+    pub mode: Mode,
+}

@@ -642,6 +642,7 @@ impl Coordinator {
             // What only servers or peers say.
             Control::Revoke(_)
             | Control::Cert(_)
+            | Control::PathReport { .. }
             | Control::Broken { .. }
             | Control::LeaseGrant { .. }
             | Control::LeaseRefused { .. }

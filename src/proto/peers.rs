@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -16,17 +17,19 @@ use rand::{Rng, SeedableRng};
 use super::backoff::Backoff;
 use super::cookie::{Admit, Gate};
 use super::crypto::Trust;
+use super::estimate::PathMeter;
 use super::guard::{PeerCredentials, Rights};
 use super::link::{Incoming, Link, Node};
 use super::map::{MapEvent, MemberMap};
+use super::multipath::{Mode, Plan};
 use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
 use crate::counters::DropReason;
-use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex};
+use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex, UplinkId};
 use crate::wire::cert::{CERT_LEN, Certificate};
 use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control, MapEntry};
 use crate::wire::handshake::{CookieReply, HandshakeView, Hint, HintReason};
-use crate::wire::header::{Kind, SealedHeader};
+use crate::wire::header::{Kind, OVERHEAD, SealedHeader};
 
 /// Waits between questions to the server about one peer.
 const LOOKUP_RETRY: &[Duration] = &[
@@ -130,9 +133,39 @@ pub struct PeerDescription {
     pub state: PeerState,
     pub route: Option<Route>,
     pub srtt: Option<Duration>,
+    /// How much round trips vary on the route.
+    pub jitter: Option<Duration>,
+    /// The share of our datagrams that the route loses, 0 to 1.
+    pub loss: Option<f64>,
     pub proven: Option<Instant>,
     pub session: Option<Arc<Session>>,
     pub meter: Arc<Meter>,
+    pub mode: Mode,
+    /// Where several paths are used.
+    pub plan: Option<Plan>,
+    /// Every way there is or might be.
+    pub paths: Vec<PathDescription>,
+}
+
+/// A way to a peer as others may see it.
+#[derive(Debug, Clone)]
+pub struct PathDescription {
+    pub route: Route,
+    pub state: State,
+    /// Frames go by it at this moment, all or some.
+    pub carries: bool,
+    pub srtt: Option<Duration>,
+    pub jitter: Option<Duration>,
+    pub loss: Option<f64>,
+    pub proven: Option<Instant>,
+    pub meter: Arc<PathMeter>,
+}
+
+/// A socket of ours that paths are to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalUplink {
+    pub id: UplinkId,
+    pub is_ipv4: bool,
 }
 
 /// An answer, and every way it went: copies of one initiation come by several, and perhaps only one leads back.
@@ -147,6 +180,8 @@ struct Peer {
     key: PublicKey,
     link: Link,
     paths: Paths,
+    /// As last published.
+    plan: Option<Plan>,
     channel: Option<crate::ids::ChannelToken>,
     lookup: Option<(Instant, Backoff)>,
     candidates: Vec<Candidate>,
@@ -189,6 +224,11 @@ pub struct Peers {
     /// The network's own prefixes: addresses in them are never paths.
     overlay: Vec<IpNet>,
     candidates: (u32, Vec<Candidate>),
+    /// Sockets for direct paths; empty for the one of the address's family.
+    uplinks: Vec<LocalUplink>,
+    /// How several paths are used, by everybody and by those for whom it was said.
+    mode: Mode,
+    modes: BTreeMap<PublicKey, Mode>,
     direct: bool,
     save_at: Option<Instant>,
     mark_at: Instant,
@@ -224,6 +264,9 @@ impl Peers {
             server: None,
             overlay: Vec::new(),
             candidates: (0, Vec::new()),
+            uplinks: Vec::new(),
+            mode: Mode::default(),
+            modes: BTreeMap::new(),
             direct,
             save_at: None,
             mark_at: now,
@@ -325,6 +368,51 @@ impl Peers {
         }
     }
 
+    /// How several paths are used, to peers for whom nothing else was [said](Self::set_mode).
+    pub fn set_default_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        idxs.into_iter().for_each(|idx| self.apply_mode(idx));
+    }
+
+    /// How several paths to one peer are used.
+    pub fn set_mode(&mut self, key: PublicKey, mode: Mode) {
+        self.modes.insert(key, mode);
+        if let Some(idx) = self.idx_of.get(&key).copied() {
+            self.apply_mode(idx);
+        }
+    }
+
+    fn apply_mode(&mut self, idx: PeerIdx) {
+        if let Some(peer) = self.peers.get_mut(&idx) {
+            peer.paths.set_mode(self.modes.get(&peer.key).copied().unwrap_or(self.mode));
+            self.replan(idx);
+        }
+    }
+
+    /// The sockets that direct paths are to use, all of them; none for the usual one of each family. What went by a
+    /// socket that is gone goes another way at once.
+    pub fn set_uplinks(&mut self, uplinks: Vec<LocalUplink>, now: Instant) {
+        if self.uplinks == uplinks {
+            return;
+        }
+        let gone: Vec<_> = self.uplinks.iter().filter(|old| !uplinks.contains(old)).map(|old| old.id).collect();
+        self.uplinks = uplinks;
+        let ids: Vec<_> = self.uplinks.iter().map(|uplink| uplink.id).collect();
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        for idx in idxs {
+            let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            let before = peer.paths.active();
+            gone.iter().for_each(|id| peer.paths.drop_uplink(*id, now));
+            peer.paths.set_uplinks(ids.clone(), now);
+            let has_session = peer.link.session().is_some();
+            self.paths_changed(idx, before, None, now);
+            if has_session {
+                self.take_candidates(idx, now);
+            }
+        }
+    }
+
     /// The server came (back) or went. Channels belong to one run of the server, so peers in use are looked up anew.
     pub fn set_server(&mut self, server: Option<Endpoint>, now: Instant) {
         if server.is_none() {
@@ -341,7 +429,7 @@ impl Peers {
                 peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
                 self.reschedule(idx);
             } else {
-                peer.paths.drop_relays();
+                peer.paths.drop_relays(now);
             }
         }
     }
@@ -382,6 +470,7 @@ impl Peers {
             Control::Probe { .. }
             | Control::ProbeReply { .. }
             | Control::Candidates { .. }
+            | Control::PathReport { .. }
             | Control::Cert(_)
             | Control::Goodbye { .. }
             | Control::Broken { .. }
@@ -437,7 +526,7 @@ impl Peers {
         peer.lookup = None;
         if peer.channel != Some(token) {
             peer.channel = Some(token);
-            peer.paths.drop_relays();
+            peer.paths.drop_relays(now);
         }
         if let Some(route) = server.map(|server| Route::relayed(server, token))
             && peer.paths.get(&route).is_none()
@@ -462,13 +551,16 @@ impl Peers {
     fn take_candidates(&mut self, idx: PeerIdx, now: Instant) {
         let overlay = self.overlay.clone();
         let direct = self.direct;
+        let uplinks = self.uplinks.clone();
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if !direct {
             return;
         }
         for candidate in peer.candidates.iter().take(CANDIDATES_MAX) {
             if is_dialable(candidate.addr, &overlay) {
-                peer.paths.add(Route::direct(Endpoint::udp(candidate.addr)), now);
+                for endpoint in endpoints_to(candidate.addr, &uplinks) {
+                    peer.paths.add(Route::direct(endpoint), now);
+                }
             }
         }
         peer.probing = true;
@@ -656,6 +748,9 @@ impl Peers {
         let Owner::Peer(idx) = session.owner else { return Err(DropReason::UnknownPeer) };
         let messages = Control::decode_list(plain)?;
         session.meter.heard(self.epoch.ms(now));
+        if let Some(peer) = self.peers.get(&idx) {
+            peer.paths.heard(&via, (plain.len() + OVERHEAD) as u64, now);
+        }
         session.confirm();
         self.confirmed(session, via, now);
         let valid = |peer: &Peer| peer.paths.get(&via).is_some_and(|path| path.state == State::Valid);
@@ -671,16 +766,31 @@ impl Peers {
     fn handle_message(&mut self, idx: PeerIdx, session: &Arc<Session>, via: Route, message: Control, now: Instant) {
         match message {
             Control::Probe { sequence, challenge, sent_us, path, .. } => {
+                let Some(peer) = self.peers.get_mut(&idx) else { return };
+                peer.paths.probed(&via, now);
                 let reply = Control::ProbeReply { sequence, challenge, sent_us, path, observed: via.endpoint.addr };
-                if let Ok(datagram) = session.seal_control(&reply.to_bytes()) {
+                let mut list = reply.to_bytes();
+                if let Some(path) = peer.paths.get(&via) {
+                    let (datagrams, bytes) = (path.meter.rx_datagrams.load(Relaxed), path.meter.rx_bytes.load(Relaxed));
+                    Control::PathReport { sequence, datagrams, bytes }.encode(&mut list);
+                }
+                if let Ok(datagram) = session.seal_control(&list) {
+                    peer.paths.said(&via, datagram.len() as u64);
                     self.send(via, datagram);
                 }
+                self.reschedule(idx);
             }
             Control::ProbeReply { sequence, challenge, .. } => {
                 let Some(peer) = self.peers.get_mut(&idx) else { return };
                 let before = peer.paths.active();
                 let event = peer.paths.handle_reply(&via, (sequence, challenge), now);
                 self.paths_changed(idx, before, event, now);
+            }
+            Control::PathReport { sequence, datagrams, bytes } => {
+                if let Some(peer) = self.peers.get_mut(&idx) {
+                    peer.paths.handle_report(&via, sequence, (datagrams, bytes), now);
+                    self.replan(idx);
+                }
             }
             Control::Candidates { list, .. } => {
                 let Some(peer) = self.peers.get_mut(&idx) else { return };
@@ -772,7 +882,7 @@ impl Peers {
         // The channel it came by is newer than the one we know, if that is another: the server may have restarted.
         if Some(via.endpoint) == self.server && via.relay.is_some() && via.relay != peer.channel {
             peer.channel = via.relay;
-            peer.paths.drop_relays();
+            peer.paths.drop_relays(now);
         }
         // Who was called directly has no channel yet, and needs one when the direct path goes dark.
         let wanted = peer.lookup.take().unwrap_or_else(|| (now, Backoff::new(LOOKUP_RETRY)));
@@ -808,14 +918,22 @@ impl Peers {
             self.map.reached(&key, route.endpoint.addr);
             self.save_at.get_or_insert(now + SAVE_INTERVAL);
         }
-        if let Some(PathEvent::Lost(route)) = event {
+        if let Some(PathEvent::Suspected(route)) = event
+            && !route.is_direct()
+            && peer.lookup.is_none()
+        {
             // Perhaps the channel is gone at the server; asking gives the one that holds.
-            if !route.is_direct() && peer.lookup.is_none() {
-                peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
-            }
+            peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
+        }
+        if let Some(PathEvent::Lost(route)) = event {
             let peer = self.name(idx);
             self.event(Event::PathLost { peer, route });
         }
+        if event.is_some() {
+            // The data path knows paths by whether they are proven.
+            self.outputs.push_back(Output::Changed);
+        }
+        self.replan(idx);
         if before != after {
             let peer = self.name(idx);
             self.event(Event::PathChanged { peer, to: after });
@@ -823,6 +941,19 @@ impl Peers {
             self.outputs.push_back(Output::Ready(idx));
         }
         self.reschedule(idx);
+    }
+
+    /// Publishes how several paths to a peer are used, if that has changed.
+    fn replan(&mut self, idx: PeerIdx) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let plan = peer.paths.plan();
+        if plan.is_some() || peer.paths.has_several() {
+            peer.link.sessions().for_each(|session| session.widen());
+        }
+        if plan != peer.plan {
+            peer.plan = plan;
+            self.outputs.push_back(Output::Changed);
+        }
     }
 
     /// Lets time pass.
@@ -898,7 +1029,8 @@ impl Peers {
         if self.direct {
             let said = peer.candidates.iter().map(|candidate| candidate.addr);
             let dialable = last_direct.into_iter().chain(said).filter(|addr| is_dialable(*addr, &self.overlay));
-            routes.extend(dialable.take(DIAL_MAX).map(|addr| Route::direct(Endpoint::udp(addr))));
+            let endpoints = dialable.take(DIAL_MAX).flat_map(|addr| endpoints_to(addr, &self.uplinks));
+            routes.extend(endpoints.map(Route::direct));
         }
         let mut sent = BTreeSet::new();
         for route in routes {
@@ -943,9 +1075,11 @@ impl Peers {
                 self.send(route, datagram);
             }
         }
+        let after = self.peers.get(&idx).and_then(|peer| peer.paths.active());
         for event in events {
-            self.paths_changed(idx, before, Some(event), now);
+            self.paths_changed(idx, after, Some(event), now);
         }
+        self.paths_changed(idx, before, None, now);
     }
 
     /// Peers as they are, for views and status.
@@ -957,6 +1091,20 @@ impl Peers {
                 let session = peer.link.session().cloned();
                 let route = session.as_ref().and(peer.paths.active());
                 let path = route.and_then(|route| peer.paths.get(&route));
+                let carries = |path: &Route| match &peer.plan {
+                    Some(plan) => plan.ways.iter().any(|way| way.route == *path),
+                    None => route == Some(*path),
+                };
+                let paths = peer.paths.iter().map(|path| PathDescription {
+                    route: path.route,
+                    state: path.state,
+                    carries: carries(&path.route),
+                    srtt: path.srtt(),
+                    jitter: path.estimate.jitter(),
+                    loss: path.estimate.loss(),
+                    proven: path.proven,
+                    meter: path.meter.clone(),
+                });
                 let state = match route {
                     Some(route) if route.is_direct() => PeerState::Direct,
                     Some(_) => PeerState::Relay,
@@ -972,10 +1120,15 @@ impl Peers {
                     online: member.online,
                     state,
                     route,
-                    srtt: path.and_then(|path| path.srtt),
+                    srtt: path.and_then(|path| path.srtt()),
+                    jitter: path.and_then(|path| path.estimate.jitter()),
+                    loss: path.and_then(|path| path.estimate.loss()),
                     proven: path.and_then(|path| path.proven),
                     session,
                     meter: peer.link.meter().clone(),
+                    mode: peer.paths.mode(),
+                    plan: route.and_then(|_| peer.plan.clone()),
+                    paths: paths.collect(),
                 })
             })
             .collect()
@@ -1008,11 +1161,15 @@ impl Peers {
     }
 
     fn make_peer(&self, key: PublicKey, idx: PeerIdx, meter: Arc<Meter>, now: Instant) -> Peer {
+        let mode = self.modes.get(&key).copied().unwrap_or(self.mode);
+        let mut paths = Paths::new(self.epoch, mode);
+        paths.set_uplinks(self.uplinks.iter().map(|uplink| uplink.id).collect(), now);
         Peer {
             idx,
             key,
             link: Link::new(Owner::Peer(idx), key, &self.node, meter, false),
-            paths: Paths::default(),
+            paths,
+            plan: None,
             channel: None,
             lookup: None,
             candidates: Vec::new(),
@@ -1028,6 +1185,7 @@ impl Peers {
         if let Some(peer) = self.peers.get_mut(&idx) {
             peer.link.close();
             peer.paths.clear();
+            peer.plan = None;
             (peer.channel, peer.lookup, peer.probing) = (None, None, false);
             self.outputs.push_back(Output::Changed);
         }
@@ -1090,6 +1248,7 @@ impl Peers {
         let Some(peer) = self.peers.get(&idx) else { return };
         let (Some(session), Some(route)) = (peer.link.session(), peer.paths.active()) else { return };
         if let Ok(datagram) = session.seal_control(&message.to_bytes()) {
+            peer.paths.said(&route, datagram.len() as u64);
             self.send(route, datagram);
         }
     }
@@ -1107,6 +1266,14 @@ impl Peers {
     fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
     }
+}
+
+/// Our sockets to reach an address by: those of its family that paths are to use, or the usual one.
+fn endpoints_to(addr: SocketAddr, uplinks: &[LocalUplink]) -> Vec<Endpoint> {
+    let usual = Endpoint::udp(addr);
+    let wanted = uplinks.iter().filter(|uplink| uplink.is_ipv4 == usual.addr.is_ipv4());
+    let wanted: Vec<_> = wanted.map(|uplink| Endpoint { uplink: uplink.id, ..usual }).collect();
+    if wanted.is_empty() { vec![usual] } else { wanted }
 }
 
 /// The facts that frames of a member are checked against.

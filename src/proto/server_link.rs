@@ -715,6 +715,7 @@ impl ServerLink {
             // What only clients or peers say.
             Control::ProbeReply { .. }
             | Control::Candidates { .. }
+            | Control::PathReport { .. }
             | Control::Broken { .. }
             | Control::LeaseRequest { .. }
             | Control::LeaseRelease

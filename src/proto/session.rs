@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::crypto::{Suite, TransportKey};
-use super::replay::ReplayWindow;
+use super::replay::{ReplayWindow, WORDS_MANY_PATHS};
 use super::whole::Gate;
 use crate::counters::DropReason;
 use crate::ids::{PeerIdx, PublicKey, SessionIndex};
@@ -231,6 +231,11 @@ impl Session {
     /// Opens one datagram in place and gives its plaintext; see [`Opener::open`].
     pub fn open<'a>(&self, header: &SealedHeader, datagram: &'a mut [u8]) -> Result<&'a mut [u8], DropReason> {
         self.opener().open(header, datagram)
+    }
+
+    /// Makes the replay window large enough for paths of very different delays; it stays so.
+    pub fn widen(&self) {
+        self.opener().replay.grow(WORDS_MANY_PATHS);
     }
 
     /// Opens datagrams that came together; holds the replay window meanwhile.

@@ -24,11 +24,13 @@ use xtra::Address;
 use crate::actors::client::{ClientShared, Ending};
 use crate::actors::coordinator::{Coordinator, ServerShared};
 use crate::actors::ext::cast;
+use crate::actors::peer_table::PeerTable;
 use crate::actors::server_link::ServerLink;
 use crate::actors::supervisor::Supervisor;
 use crate::config::{Expiry, ScorecardFormat};
 use crate::io::netlink::{Netlink, default_source};
 use crate::messages::coordinator::{Invite, Kick, NetworkDescription};
+use crate::messages::peer_table::SetMode;
 use crate::messages::server_link::Release;
 use crate::proto::coordinator::Reply;
 use crate::proto::noise::Identity;
@@ -46,7 +48,7 @@ pub fn answer_client(
     shared: Arc<ClientShared>,
     supervisor: Supervisor,
     sampler: Arc<Sampler>,
-    link: Address<ServerLink>,
+    (link, table): (Address<ServerLink>, Address<PeerTable>),
 ) -> BoxFuture<'static, Result<Value, String>> {
     Box::pin(async move {
         match request["command"].as_str() {
@@ -65,10 +67,35 @@ pub fn answer_client(
                 let _ = shared.end.try_send(Ending::Left);
                 Ok(json!({ "left": true }))
             }
+            Some("paths") => paths(&request, &sampler, &table),
             Some("inject_panic") => inject(&request, &supervisor),
             other => Err(unknown(other, "client")),
         }
     })
+}
+
+/// The paths to one peer or to all; with a `mode`, sets how they are used.
+fn paths(request: &Value, sampler: &Sampler, table: &Address<PeerTable>) -> Result<Value, String> {
+    let snapshot = sampler.take(Instant::now());
+    let snapshot::Role::Client(part) = &snapshot.role else { return Err("only a client has paths".into()) };
+    let named = request["peer"].as_str();
+    let meant: Vec<_> = part.peers.iter().filter(|peer| named.is_none_or(|name| peer.name == name)).collect();
+    if let (Some(name), true) = (named, meant.is_empty()) {
+        return Err(format!("no other member is called {name}; `eps-actor members` lists them"));
+    }
+    if let Some(word) = request["mode"].as_str() {
+        let mode = word.parse()?;
+        let peer = named.and_then(|_| meant.first()).map(|peer| peer.key);
+        if !cast(table, SetMode { peer, mode }) {
+            return Err("the peer table is busy; try again".into());
+        }
+        return Ok(json!({ "peer": named, "mode": word }));
+    }
+    Ok(json!({
+        "peers": meant,
+        "copies_sent_bytes": snapshot.totals.copies_sent_bytes,
+        "udp_tx_bytes": snapshot.totals.udp_tx_bytes,
+    }))
 }
 
 /// Answers a request at a server.

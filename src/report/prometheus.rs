@@ -130,6 +130,14 @@ fn client(page: &mut Page, part: &ClientPart) {
     for (label, peer) in peers() {
         rtt = rtt.known(&[label], peer.rtt_ms.map(|millis| (millis * 1e3).round() / 1e6));
     }
+    let mut jitter = page.gauge("eps_peer_jitter_seconds", "Mean deviation of round trips by the path in use.");
+    for (label, peer) in peers() {
+        jitter = jitter.known(&[label], peer.jitter_ms.map(|millis| (millis * 1e3).round() / 1e6));
+    }
+    let mut loss = page.gauge("eps_peer_loss_ratio", "Share of our datagrams that the path in use loses, 0 to 1.");
+    for (label, peer) in peers() {
+        loss = loss.known(&[label], peer.loss_percent.map(|percent| (percent * 1e2).round() / 1e4));
+    }
     let mut proof = page.gauge("eps_peer_last_proof_seconds", "How long ago the peer last proved to be there.");
     for (label, peer) in peers() {
         proof = proof.known(&[label], peer.last_proof_seconds);
@@ -366,6 +374,11 @@ mod tests {
             tx_frames: 4,
             session_age_seconds: None,
             suite: None,
+            jitter_ms: None,
+            loss_percent: None,
+            mode: "best",
+            paths: Vec::new(),
+            key: crate::ids::PublicKey([0; 32]),
         };
         let node = ClientNode {
             name: "ada".into(),

@@ -17,9 +17,11 @@ use crate::actors::coordinator::ServerShared;
 use crate::actors::supervisor::{ActorStatus, Supervisor};
 use crate::config::right_names;
 use crate::counters::Tally;
+use crate::ids::{PublicKey, UplinkId};
 use crate::messages::coordinator::NetworkDescription;
 use crate::proto::crypto::Suite;
-use crate::proto::peers::{PeerDescription, PeerState};
+use crate::proto::path::State;
+use crate::proto::peers::{PathDescription, PeerDescription, PeerState};
 use crate::wire::join::fingerprint;
 
 /// How often the Stats actor moves the window.
@@ -116,6 +118,33 @@ pub struct Peer {
     pub tx_frames: u64,
     pub session_age_seconds: Option<f64>,
     pub suite: Option<&'static str>,
+    /// How much round trips vary by the path in use, and the percentage of our datagrams that it loses.
+    pub jitter_ms: Option<f64>,
+    pub loss_percent: Option<f64>,
+    /// How several paths are used.
+    pub mode: &'static str,
+    pub paths: Vec<PeerPath>,
+    #[serde(skip)]
+    pub key: PublicKey,
+}
+
+/// One path to a peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerPath {
+    /// `direct`, `relay` or `relay-tcp`.
+    pub kind: &'static str,
+    pub address: String,
+    /// The socket of ours it uses: the interface or the address, where one is configured.
+    pub uplink: Option<String>,
+    /// `candidate`, `probing`, `active`, `standby`, `suspect` or `dead`.
+    pub state: &'static str,
+    pub rtt_ms: Option<f64>,
+    pub jitter_ms: Option<f64>,
+    pub loss_percent: Option<f64>,
+    pub last_proof_seconds: Option<f64>,
+    /// Bytes of datagrams of the session.
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -359,7 +388,52 @@ fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Pee
         tx_frames: peer.meter.tx_frames.load(Relaxed),
         session_age_seconds: session.map(|session| seconds(now.saturating_duration_since(session.born))),
         suite: session.map(|session| suite_word(session.suite)),
+        jitter_ms: peer.jitter.map(millis),
+        loss_percent: peer.loss.map(percent),
+        mode: peer.mode.word(),
+        paths: peer.paths.iter().map(|path| path_part(shared, path, now)).collect(),
+        key: peer.key,
     }
+}
+
+fn path_part(shared: &ClientShared, path: &PathDescription, now: Instant) -> PeerPath {
+    let endpoint = path.route.endpoint;
+    let heard = path.meter.heard_ms().map(|ms| shared.views.epoch.at(ms));
+    let proof = heard.into_iter().chain(path.proven).max();
+    PeerPath {
+        kind: match (path.route.is_direct(), endpoint.uplink) {
+            (true, _) => "direct",
+            (false, UplinkId::TCP) => "relay-tcp",
+            (false, _) => "relay",
+        },
+        address: endpoint.addr.to_string(),
+        uplink: shared.uplinks.readers().find(|uplink| uplink.id() == endpoint.uplink).and_then(|uplink| {
+            let bound = uplink.local_addr().ip();
+            uplink.device().map(str::to_owned).or_else(|| (!bound.is_unspecified()).then(|| bound.to_string()))
+        }),
+        state: match path.state {
+            State::Candidate => "candidate",
+            State::Probing => "probing",
+            State::Valid if path.carries => "active",
+            State::Valid => "standby",
+            State::Suspect => "suspect",
+            State::Dead => "dead",
+        },
+        rtt_ms: path.srtt.map(millis),
+        jitter_ms: path.jitter.map(millis),
+        loss_percent: path.loss.map(percent),
+        last_proof_seconds: proof.map(|proof| seconds(now.saturating_duration_since(proof))),
+        rx_bytes: path.meter.rx_bytes.load(Relaxed),
+        tx_bytes: path.meter.tx_bytes.load(Relaxed),
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn percent(part: f64) -> f64 {
+    (part * 1e4).round() / 1e2
 }
 
 /// The words for the states of peers, in the order of the best first.

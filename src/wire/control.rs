@@ -98,6 +98,13 @@ pub enum Control {
         path: u8,
         observed: SocketAddr,
     },
+    /// Beside the reply to the probe `sequence`, by the same path: how many datagrams of the session had come by it when
+    /// the probe did, and their bytes, copies of others among them.
+    PathReport {
+        sequence: u32,
+        datagrams: u64,
+        bytes: u64,
+    },
     /// All addresses the sender may be reached at; a higher generation replaces a lower one.
     Candidates {
         generation: u32,
@@ -208,6 +215,7 @@ impl Control {
         match self {
             Self::Probe { .. } => 1,
             Self::ProbeReply { .. } => 2,
+            Self::PathReport { .. } => 3,
             Self::Candidates { .. } => 4,
             Self::Revoke(_) => 6,
             Self::Cert(_) => 7,
@@ -236,6 +244,11 @@ impl Control {
             Self::ProbeReply { sequence, challenge, sent_us, path, observed } => {
                 put_probe(out, *sequence, *challenge, *sent_us, *path);
                 put_addr(out, *observed);
+            }
+            Self::PathReport { sequence, datagrams, bytes } => {
+                out.extend(sequence.to_le_bytes());
+                out.extend(datagrams.to_le_bytes());
+                out.extend(bytes.to_le_bytes());
             }
             Self::Candidates { generation, list } => {
                 out.extend(generation.to_le_bytes());
@@ -319,6 +332,7 @@ impl Control {
                 let (sequence, challenge, sent_us, path) = body.probe()?;
                 Self::ProbeReply { sequence, challenge, sent_us, path, observed: body.addr()? }
             }
+            3 => Self::PathReport { sequence: body.u32()?, datagrams: body.u64()?, bytes: body.u64()? },
             4 => Self::Candidates { generation: body.u32()?, list: body.candidates()? },
             6 => Self::Revoke(std::mem::take(&mut body.0).to_vec()),
             7 => Self::Cert(body.array()?),
@@ -542,6 +556,7 @@ mod tests {
         vec![
             Control::Probe { sequence: 1, challenge: 2, sent_us: 3, path: 4, padding: 100 },
             Control::ProbeReply { sequence: 1, challenge: 2, sent_us: 3, path: 4, observed: v6 },
+            Control::PathReport { sequence: 7, datagrams: 1 << 40, bytes: 1 << 50 },
             Control::Candidates { generation: 9, list: candidates.clone() },
             Control::Revoke(vec![1, 2, 3]),
             Control::Cert([8; CERT_LEN]),
