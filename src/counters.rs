@@ -92,6 +92,8 @@ drop_reasons! {
     MailboxFull = "mailbox_full",
     /// The actor that should act is being restarted.
     NoActor = "no_actor",
+    /// The socket it should have left by is gone, with its interface or address.
+    NoUplink = "no_uplink",
 }
 
 macro_rules! counters {

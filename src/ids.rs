@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use blake2::{Blake2s256, Digest};
@@ -112,6 +113,10 @@ impl UplinkId {
     pub const UDP4: Self = Self(0);
     /// The UDP socket for IPv6.
     pub const UDP6: Self = Self(1);
+    /// Sockets for the uplinks that the configuration names.
+    pub const FURTHER: RangeInclusive<u8> = 16..=31;
+    /// Sockets that hole punching keeps.
+    pub const PUNCHED: RangeInclusive<u8> = 32..=63;
     /// A TCP connection, named by its remote address.
     pub const TCP: Self = Self(255);
     /// At a server: the sockets of its second port, where members ask how they are seen.

@@ -289,16 +289,19 @@ fn wire_client(
         learn: Caster::new(fdb, counters.clone()),
     };
     let key = mac1_key(&shared.key, &no_psk());
-    for uplink in shared.uplinks.readers() {
-        let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
-        threads.keep(address);
-        let (lent, casts, counters) = (shared.clone(), casts.clone(), counters.clone());
+    let (lent, supervised, data) = (Arc::downgrade(shared), supervisor.clone(), threads.data.clone());
+    shared.uplinks.read_with(Box::new(move |uplink| {
+        // The sockets hold their readers, so the readers' maker must not hold the sockets.
+        let (Some(lent), (address, mailbox)) = (lent.upgrade(), Mailbox::<UdpPath>::bounded(EDGE_MAILBOX)) else {
+            return Box::new(());
+        };
+        let (casts, counters) = (casts.clone(), lent.views.counters.clone());
         let factory = move || {
             let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key);
             UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress)))
         };
-        supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
-    }
+        Box::new((supervised.supervise_while(&data, mailbox, factory, Policy::RESTART), address))
+    }));
 
     let (names, names_mailbox) = Mailbox::<Names>::bounded(EDGE_MAILBOX);
     let lent = shared.clone();

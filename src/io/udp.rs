@@ -42,8 +42,22 @@ pub enum BindError {
     NotOurAddress { addr: SocketAddr },
     #[error("this machine has no {}", if addr.is_ipv4() { "IPv4" } else { "IPv6" })]
     NoFamily { addr: SocketAddr },
+    #[error("there is no network interface {device}; `ip link` lists them")]
+    NoDevice { device: String },
     #[error("binding UDP {addr} failed at {call}: {source}")]
     Other { addr: SocketAddr, call: &'static str, source: io::Error },
+}
+
+impl BindError {
+    fn new(addr: SocketAddr, call: &'static str, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EADDRINUSE) => Self::PortInUse { addr },
+            Some(libc::EACCES | libc::EPERM) => Self::NotPermitted { addr, source },
+            Some(libc::EADDRNOTAVAIL) => Self::NotOurAddress { addr },
+            Some(libc::EAFNOSUPPORT) => Self::NoFamily { addr },
+            _ => Self::Other { addr, call, source },
+        }
+    }
 }
 
 impl UdpUplink {
@@ -51,28 +65,42 @@ impl UdpUplink {
     ///
     /// An IPv6 socket takes IPv6 only; IPv4 has a socket of its own.
     pub fn bind(id: UplinkId, addr: SocketAddr, buffer_bytes: usize) -> Result<Self, BindError> {
-        let failed = |call| {
-            move |source: io::Error| match source.raw_os_error() {
-                Some(libc::EADDRINUSE) => BindError::PortInUse { addr },
-                Some(libc::EACCES | libc::EPERM) => BindError::NotPermitted { addr, source },
-                Some(libc::EADDRNOTAVAIL) => BindError::NotOurAddress { addr },
-                Some(libc::EAFNOSUPPORT) => BindError::NoFamily { addr },
-                _ => BindError::Other { addr, call, source },
-            }
-        };
+        Self::bind_on(id, addr, None, buffer_bytes)
+    }
+
+    /// As [`bind`](Self::bind), with a device that everything leaves by and comes in by, whatever the routes say.
+    pub fn bind_on(
+        id: UplinkId,
+        addr: SocketAddr,
+        device: Option<&str>,
+        buffer_bytes: usize,
+    ) -> Result<Self, BindError> {
+        let failed = |call| move |source: io::Error| BindError::new(addr, call, source);
         // No SO_REUSEADDR: with it, two programs would share a UDP port in silence.
         let socket =
             Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP)).map_err(failed("socket"))?;
         if addr.is_ipv6() {
             socket.set_only_v6(true).map_err(failed("IPV6_V6ONLY"))?;
         }
+        if let Some(device) = device {
+            socket.bind_device(Some(device.as_bytes())).map_err(|source| match source.raw_os_error() {
+                Some(libc::ENODEV) => BindError::NoDevice { device: device.to_owned() },
+                _ => failed("SO_BINDTODEVICE")(source),
+            })?;
+        }
         socket.bind(&addr.into()).map_err(failed("bind"))?;
-        grow_buffers(&socket, buffer_bytes);
+        Self::adopt(id, socket.into(), buffer_bytes)
+    }
 
-        let socket = UdpSocket::from(socket);
+    /// Makes an uplink of a socket that is bound already; without [`bind`](Self::bind)'s options it works all the
+    /// same.
+    pub fn adopt(id: UplinkId, socket: UdpSocket, buffer_bytes: usize) -> Result<Self, BindError> {
+        let unbound = SocketAddr::from(([0, 0, 0, 0], 0));
+        let local_addr = socket.local_addr().map_err(|source| BindError::new(unbound, "getsockname", source))?;
+        let failed = |call| move |source: io::Error| BindError::new(local_addr, call, source);
+        grow_buffers(&socket, buffer_bytes);
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(failed("setsockopt"))?;
-        allow_fragments(&socket, addr).map_err(failed("IP_MTU_DISCOVER"))?;
-        let local_addr = socket.local_addr().map_err(failed("getsockname"))?;
+        allow_fragments(&socket, local_addr).map_err(failed("IP_MTU_DISCOVER"))?;
         let gso_segments = AtomicUsize::new(state.max_gso_segments());
         Ok(Self { id, local_addr, socket, state, gso_segments, uncut: UncutPaths::default() })
     }
@@ -211,7 +239,7 @@ fn is_about_an_earlier_datagram(error: &io::Error) -> bool {
 
 /// Bursts of 64 KiB overrun the default buffers (200 KiB), so ask for the size past the system's limit where allowed,
 /// and for as much as the limit gives otherwise. Too small a buffer costs speed, so failing is no error.
-fn grow_buffers(socket: &Socket, bytes: usize) {
+fn grow_buffers(socket: &impl AsFd, bytes: usize) {
     let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
         if set_option(socket, libc::SOL_SOCKET, force, bytes).is_err()
