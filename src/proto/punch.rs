@@ -5,7 +5,7 @@
 //! which spoils the hole. So one of the two, the *leader*, says [`PunchAt`](crate::wire::nat::NatMessage::PunchAt) over
 //! the path there is, and probes half a round trip later; the other probes when it hears that.
 //!
-//! A round that leads to nothing is followed by others, ever rarer. After the first one, a pair of which one side has a
+//! A round that leads to nothing is followed by others, rarely. After the first one, a pair of which one side has a
 //! hard NAT tries what is left: many sockets there, many ports here ([`Spray`]).
 
 use std::collections::BTreeSet;
@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, RngExt};
 
-/// Waits between rounds that led to nothing; the last one repeats.
-const WAITS: [Duration; 4] =
-    [Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(45), Duration::from_secs(300)];
+/// Rounds that both begin together follow each other after this long. Between them each candidate is probed by itself
+/// after 5, 15 and 60 s, see [`Paths`](super::path::Paths): what the first round opened is still open then.
+const AGAIN: Duration = Duration::from_secs(300);
 /// A round is over after this long: the last probe leaves after 1.6 s.
 pub const ROUND: Duration = Duration::from_millis(2500);
 /// A follower who hears nothing begins by itself after this long.
@@ -53,8 +53,9 @@ pub enum Due {
 /// The rounds with one peer.
 #[derive(Debug, Default)]
 pub struct Punch {
-    /// Rounds since the last reset, and in all.
-    round: usize,
+    /// There was none since the last reset.
+    is_first: bool,
+    /// Rounds in all.
     number: u32,
     next_at: Option<Instant>,
     fire_at: Option<Instant>,
@@ -70,7 +71,7 @@ impl Punch {
         if self.next_at.is_some_and(|next| next <= at) {
             return;
         }
-        self.round = 0;
+        self.is_first = true;
         self.next_at = Some(at);
     }
 
@@ -112,12 +113,11 @@ impl Punch {
     }
 
     fn begun(&mut self, now: Instant) {
-        if self.round == 0 {
+        if std::mem::take(&mut self.is_first) {
             self.stuck_at.get_or_insert(now + ROUND);
         }
         self.reset_at = Some(now);
-        self.next_at = Some(now + WAITS[self.round.min(WAITS.len() - 1)]);
-        self.round += 1;
+        self.next_at = Some(now + AGAIN);
     }
 }
 
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_leaders_probes_leave_half_a_round_trip_after_its_word_and_rounds_get_rarer() {
+    fn the_leaders_probes_leave_half_a_round_trip_after_its_word_and_there_are_few_rounds() {
         let (now, mut punch) = (Instant::now(), Punch::default());
         punch.reset(true, now);
         let all = run(&mut punch, now, Duration::from_secs(500));
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(all[2], (Due::Stuck, ROUND));
         let asked: Vec<u64> =
             all.iter().filter(|(due, _)| matches!(due, Due::Ask { .. })).map(|(_, at)| at.as_secs()).collect();
-        assert_eq!(asked, [0, 5, 15, 60, 360]);
+        assert_eq!(asked, [0, 300]);
         assert_eq!(all.iter().filter(|(due, _)| *due == Due::Stuck).count(), 1);
     }
 
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(punch.handle_timeout(None, now), None);
         punch.asked(Duration::ZERO, now);
         assert_eq!(punch.handle_timeout(None, now), Some(Due::Fire));
-        assert_eq!(run(&mut punch, now, Duration::from_secs(4)), [(Due::Stuck, ROUND)]);
+        assert_eq!(run(&mut punch, now, Duration::from_secs(9)), [(Due::Stuck, ROUND)]);
         let mut alone = Punch::default();
         alone.reset(false, now);
         assert_eq!(run(&mut alone, now, Duration::from_secs(1))[0], (Due::Ask { round: 1 }, PATIENCE));

@@ -273,8 +273,7 @@ impl ServerLink {
 
     /// Something of the underlay changed: prove the server anew, at once.
     pub fn uplinks_changed(&mut self, now: Instant) {
-        let hosts = self.candidates.1.iter().filter(|candidate| candidate.kind == CandidateKind::Host);
-        self.nat.set_hosts(hosts.map(|candidate| candidate.addr.ip()), now);
+        self.tell_nat_hosts(now);
         if self.attached {
             self.keepalive_at = Some(now);
         } else {
@@ -389,6 +388,11 @@ impl ServerLink {
             link.mark(now);
         }
         self.say(&Control::MapHave { version: self.map_version });
+    }
+
+    fn tell_nat_hosts(&mut self, now: Instant) {
+        let hosts = self.candidates.1.iter().filter(|candidate| candidate.kind == CandidateKind::Host);
+        self.nat.set_hosts(hosts.map(|candidate| candidate.addr.ip()), now);
     }
 
     fn run_nat(&mut self, now: Instant) {
@@ -766,6 +770,7 @@ impl ServerLink {
         self.request_at = Some(now + REQUEST_RETRY);
         self.keepalive_at = Some(now + ANSWER_WITHIN);
         self.stats_at = now + Duration::from_secs(2);
+        self.tell_nat_hosts(now);
         self.nat.set_server(Some(from), now);
         self.outputs.push_back(Output::Attached(from));
         self.say(&Control::LeaseRequest { name: self.name.clone() });

@@ -261,7 +261,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::gateway::Gateway;
-    use super::super::snapshot::{ClientNode, Lease, LeasePeer, NetworkPart, Peer, ServerContact, ServerNode, Window};
+    use super::super::snapshot::{ClientNode, Lease, LeasePeer, Nat, NetworkPart, Peer, ServerContact, ServerNode, Window};
     use super::*;
     use crate::actors::supervisor::{ActorState, ActorStatus, MailboxStatus};
     use crate::counters::Tally;
@@ -366,6 +366,7 @@ mod tests {
             tx_frames: 4,
             session_age_seconds: None,
             suite: None,
+            nat: "unknown",
         };
         let node = ClientNode {
             name: "ada".into(),
@@ -388,7 +389,8 @@ mod tests {
             network: None,
         };
         let peers = rtts.iter().enumerate().map(peer).collect();
-        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), peers })))
+        let nat = Nat { kind: "unknown", observed: Vec::new(), predicted: None };
+        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), nat, peers })))
     }
 
     fn server_of() -> Snapshot {

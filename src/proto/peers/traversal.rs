@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::{DIAL_MAX, Output, Peers, is_dialable};
-use crate::ids::{Endpoint, PeerIdx, Route};
+use crate::ids::{Endpoint, PeerIdx, Route, UplinkId};
 use crate::proto::nat::{NatKind, NatReport};
 use crate::proto::path::State;
 use crate::proto::punch::{Due, Punch, SPRAY_EVERY, SPRAY_OPEN, SPRAY_SOCKETS, Spray};
@@ -109,6 +109,12 @@ impl Peers {
             let kind = Control::Nat(NatMessage::NatIs(self.traversal.own.kind));
             idxs.into_iter().for_each(|idx| self.say(idx, &kind));
         }
+    }
+
+    /// Whether a path that answers goes by this socket.
+    pub fn uses(&self, uplink: UplinkId) -> bool {
+        let mut paths = self.peers.values().flat_map(|peer| peer.paths.iter());
+        paths.any(|path| path.route.endpoint.uplink == uplink && path.state == State::Valid)
     }
 
     pub(super) fn own_nat(&self) -> NatKind {
