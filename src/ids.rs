@@ -119,6 +119,14 @@ impl UplinkId {
     pub const PUNCHED: RangeInclusive<u8> = 32..=63;
     /// A TCP connection, named by its remote address.
     pub const TCP: Self = Self(255);
+    /// At a server: the sockets of its second port, where members ask how they are seen.
+    pub const OBSERVER4: Self = Self(32);
+    pub const OBSERVER6: Self = Self(33);
+
+    /// Whether this is a socket of a server's second port.
+    pub fn is_observer(self) -> bool {
+        self == Self::OBSERVER4 || self == Self::OBSERVER6
+    }
 }
 
 impl Endpoint {

@@ -18,12 +18,14 @@ use crate::io::uplinks::Uplinks;
 use crate::proto::crypto::{Secret32, Suites};
 use crate::proto::link::{Node, no_psk};
 use crate::proto::log_limit::LogLimit;
+use crate::proto::nat::NatReport;
 use crate::proto::map::{hex, unhex};
 use crate::proto::multipath::Mode;
 use crate::proto::noise::Identity;
 use crate::proto::peers::PeerDescription;
 use crate::proto::server_link::Pinned;
 use crate::wire::cert::CERT_LEN;
+use crate::wire::control::Candidate;
 use crate::wire::join::HostPort;
 
 /// Held by the wiring, lent to every actor of a client.
@@ -48,6 +50,9 @@ pub struct ClientShared {
     pub modes: ArcSwap<(Option<Mode>, BTreeMap<PublicKey, Mode>)>,
     /// What the gateway maps to us.
     pub gateway: super::upnp::GatewayCell,
+    /// What the NAT in front of us does, and our addresses as peers are told: for whoever is restarted, and the status.
+    pub nat: ArcSwap<NatReport>,
+    pub candidates: ArcSwap<Vec<Candidate>>,
     pub started: Instant,
     /// Ends the node.
     pub end: smol::channel::Sender<Ending>,

@@ -17,7 +17,7 @@ use super::ext::{Caster, Service, StopReason, call};
 use super::store::Store;
 use crate::config::{Network6, ServerConfig};
 use crate::counters::{Counters, add};
-use crate::ids::{Endpoint, NetworkId};
+use crate::ids::{Endpoint, NetworkId, UplinkId};
 use crate::io::uplinks::Uplinks;
 use crate::logging;
 use crate::messages::coordinator::{
@@ -60,6 +60,14 @@ pub struct ServerShared {
     pub gateway: super::upnp::GatewayCell,
     pub started: Instant,
     pub end: Sender<Ending>,
+}
+
+impl ServerShared {
+    /// The port that says from where members are seen, if it could be had; 0 for none.
+    fn second_port(&self) -> u16 {
+        let has = self.uplinks.has(UplinkId::OBSERVER4) || self.uplinks.has(UplinkId::OBSERVER6);
+        if has { self.config.nat_port } else { 0 }
+    }
 }
 
 /// Whom the coordinator tells.
@@ -165,6 +173,7 @@ impl Coordinator {
             rights: rights(config),
             prefix4: config.network.prefix_len(),
             prefix6: pool.network6().map_or(0, |net| net.prefix_len()),
+            second_port: self.shared.second_port(),
         };
         let (secret, seed) = &self.shared.secrets;
         let identity = Identity::from_secret(secret.clone());

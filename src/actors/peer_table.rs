@@ -4,6 +4,7 @@
 //! that is still published, the map from its file; frames flow all the while.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -16,29 +17,40 @@ use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
 use super::uplink_keeper::local;
 use crate::counters::{DropReason, add};
-use crate::ids::{MacAddr, PeerIdx, PublicKey};
+use crate::ids::{Endpoint, MacAddr, PeerIdx, PublicKey, Route, UplinkId};
 use crate::io::batch::SendBatch;
 use crate::io::files::FileError;
+use crate::io::holes::Holes;
+use crate::io::udp::UdpUplink;
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
-    Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, SetMode, UplinksChanged,
-    Want,
+    Confirmed, FromServer, Inbound, Joined, Neighbour, OwnCandidates, OwnNat, PeerControl, Punched, SeenFrom,
+    ServerPlace, SetMode, UplinksChanged, Want,
 };
 use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
 use crate::proto::clock::ClockWatch;
 use crate::proto::crypto::Trust;
 use crate::proto::map::MemberMap;
+use crate::proto::nat::NatReport;
 use crate::proto::path::State;
 use crate::proto::peers::{Event, Output, PathDescription, PeerDescription, PeerState, Peers, credentials};
+use crate::proto::punch::SPRAY_OPEN;
+use crate::proto::session::{Owner, Session};
 use crate::view::{Inlet, Outlet, PeerEntry, PeerHandle, PeerView};
 use crate::wire::cert::Certificate;
 use crate::wire::control::{Control, PeerReport};
+use crate::wire::header::{Kind, SealedHeader};
 
 /// How often what the status shows is renewed when nothing changes.
 const REFRESH: Duration = Duration::from_secs(1);
 /// How often the server is told our totals.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A socket that a hole was found with is kept so long without a path that uses it.
+const PUNCHED_KEPT: Duration = Duration::from_secs(120);
+/// Buffers asked for at such a socket: it carries what the first one would.
+const SOCKET_BUFFER: usize = 8 << 20;
 
 /// Whom the peer table tells.
 #[derive(Clone)]
@@ -47,6 +59,8 @@ pub struct PeerTableCasts {
     pub map_at: Caster<MapAt>,
     pub stats: Caster<OwnStats>,
     pub members: Caster<Members>,
+    /// To ourselves, for what tasks find out.
+    pub punched: Caster<Punched>,
 }
 
 /// The actor.
@@ -61,6 +75,9 @@ pub struct PeerTable {
     refresh_at: Instant,
     clock: ClockWatch,
     stats_at: Instant,
+    /// Sockets that holes were kept with, and when a path last used them.
+    punched: BTreeMap<UplinkId, Instant>,
+    punching: Option<smol::Task<()>>,
     saving: Option<smol::Task<()>>,
     goodbye: bool,
 }
@@ -69,6 +86,7 @@ impl PeerTable {
     pub fn new(shared: Arc<ClientShared>, casts: PeerTableCasts) -> Self {
         let now = Instant::now();
         let batch = SendBatch::new(shared.uplinks.max_segments());
+        let punched = UplinkId::PUNCHED.map(UplinkId).filter(|id| shared.uplinks.has(*id)).map(|id| (id, now)).collect();
         let mut table = Self {
             shared,
             casts,
@@ -80,6 +98,8 @@ impl PeerTable {
             refresh_at: now,
             clock: ClockWatch::default(),
             stats_at: now + REFRESH,
+            punched,
+            punching: None,
             saving: None,
             goodbye: false,
         };
@@ -118,21 +138,65 @@ impl PeerTable {
             });
             core.resume(known, view.sessions.values().cloned(), now);
         }
-        self.prepare(&mut core, now);
         if let Some((certificate, _)) = lease {
             core.set_certificate(certificate);
         }
         core.set_server(self.shared.views.server.load().endpoint, now);
+        self.prepare(&mut core, now);
         self.core = Some(core);
         self.changed = true;
     }
 
-    /// What a core has to know of this machine.
+    /// What a new core must know: of this machine, and what was told to others before it.
     fn prepare(&self, core: &mut Peers, now: Instant) {
         let modes = self.shared.modes.load();
         core.set_default_mode(modes.0.unwrap_or(self.shared.config.multipath));
         modes.1.iter().for_each(|(key, mode)| core.set_mode(*key, *mode));
         core.set_uplinks(local(&self.shared.uplinks), now);
+        core.set_hard_nat(self.shared.config.hard_nat);
+        core.set_nat(NatReport::clone(&self.shared.nat.load()));
+        core.set_candidates(Vec::clone(&self.shared.candidates.load()), now);
+    }
+
+    /// Opens many sockets towards a peer, and waits beside the actors for an answer through one of them.
+    fn open_sockets(&mut self, peer: PeerIdx, to: SocketAddr, datagrams: Vec<Vec<u8>>) {
+        let holes = match Holes::open(to, &datagrams) {
+            Ok(holes) => holes,
+            Err(error) => {
+                log::debug!("no sockets towards {to}: {error}");
+                return;
+            }
+        };
+        add(&self.shared.views.counters.udp_tx_datagrams, holes.count() as u64);
+        log::debug!("{} sockets towards {to}, to find a hole", holes.count());
+        let (tell, view) = (self.casts.punched.clone(), self.shared.views.peers.clone());
+        self.punching = Some(smol::unblock(move || {
+            let mut opened = None;
+            let is_good = |_, datagram: &[u8]| {
+                opened = open_control(&view.load(), peer, datagram);
+                opened.is_some()
+            };
+            let answer = holes.wait(SPRAY_OPEN, is_good, Instant::now);
+            if let (Some(answer), Some((session, plain))) = (answer, opened) {
+                tell.cast(Punched { socket: answer.socket, from: answer.from, session, plain });
+            }
+        }));
+    }
+
+    /// Closes sockets that no path has used for a while.
+    fn sweep_punched(&mut self, now: Instant) {
+        let Some(core) = &self.core else { return };
+        let uplinks = &self.shared.uplinks;
+        self.punched.retain(|id, used| {
+            if core.uses(*id) {
+                *used = now;
+            }
+            let keep = now.saturating_duration_since(*used) < PUNCHED_KEPT;
+            if !keep {
+                uplinks.remove(*id);
+            }
+            keep
+        });
     }
 
     fn drain(&mut self, now: Instant) {
@@ -156,6 +220,7 @@ impl PeerTable {
                     self.casts.map_at.cast(MapAt(version));
                 }
                 Output::Save => self.save(),
+                Output::OpenSockets { peer, to, datagrams } => self.open_sockets(peer, to, datagrams),
                 Output::Event(event) => self.tell(&event, now),
             }
         }
@@ -312,6 +377,15 @@ fn inlet(path: &PathDescription) -> Inlet {
     Inlet { route: path.route, meter: path.meter.clone(), is_valid: path.state == State::Valid }
 }
 
+/// Opens a CTRL datagram that is of a session with this peer.
+fn open_control(view: &PeerView, peer: PeerIdx, datagram: &[u8]) -> Option<(Arc<Session>, Vec<u8>)> {
+    let header = SealedHeader::parse(datagram).ok().filter(|header| header.kind == Kind::Ctrl)?;
+    let session = view.sessions.get(&header.receiver).filter(|session| session.owner == Owner::Peer(peer))?;
+    let mut datagram = datagram.to_vec();
+    let plain = session.open(&header, &mut datagram).ok()?.to_vec();
+    Some((session.clone(), plain))
+}
+
 /// The server decides how often there is a map to write.
 fn say_unsaved(error: &FileError) {
     let text = format_args!("the member map cannot be written: {error}");
@@ -361,6 +435,7 @@ impl Service for PeerTable {
             if let Some(core) = &self.core {
                 self.shared.peers.store(Arc::new(core.describe()));
             }
+            self.sweep_punched(now);
         }
         if now >= self.stats_at {
             self.stats_at = now + STATS_INTERVAL;
@@ -510,5 +585,45 @@ impl Handler<OwnCandidates> for PeerTable {
         if let Some(core) = &mut self.core {
             core.set_candidates(list, Instant::now());
         }
+    }
+}
+
+impl Handler<OwnNat> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, OwnNat(report): OwnNat, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.set_nat(report);
+        }
+    }
+}
+
+impl Handler<Neighbour> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, Neighbour { node, addr }: Neighbour, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.neighbour(node, addr, Instant::now());
+        }
+    }
+}
+
+impl Handler<Punched> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, Punched { socket, from, session, plain }: Punched, _: &mut Context<Self>) {
+        let (now, uplinks) = (Instant::now(), &self.shared.uplinks);
+        let Some(core) = &mut self.core else { return };
+        let kept = uplinks
+            .free(UplinkId::PUNCHED)
+            .and_then(|id| uplinks.add(UdpUplink::adopt(id, socket, SOCKET_BUFFER).ok()?).ok());
+        let Some(uplink) = kept else {
+            log::debug!("a hole towards {from} cannot be kept");
+            return;
+        };
+        self.punched.insert(uplink.id(), now);
+        let via = Route::direct(Endpoint { uplink: uplink.id(), addr: from });
+        let result = core.handle_control(&session, via, &plain, now);
+        self.count(result);
     }
 }

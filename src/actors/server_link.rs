@@ -16,9 +16,10 @@ use super::ext::{Caster, Service, StopReason};
 use super::uplink_keeper::ports_at;
 use crate::counters::{DropReason, add};
 use crate::ids::Endpoint;
+use crate::io::holes::send_from_new_socket;
 use crate::io::netlink::{Netlink, NetlinkWatch};
 use crate::logging;
-use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
+use crate::messages::peer_table::{self, FromServer, Joined, OwnNat, ServerPlace};
 use crate::messages::server_link::{
     MapAt, MappingChanged, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl, ServerInbound,
 };
@@ -35,7 +36,7 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
 /// Addresses that all names of the server may stand for together.
 const ENDPOINTS_MAX: usize = 64;
 /// Changes of interfaces are gathered for this long before they are acted on.
-const SETTLE: Duration = Duration::from_millis(200);
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Whom the server link tells.
 #[derive(Clone)]
@@ -44,6 +45,7 @@ pub struct ServerLinkCasts {
     pub from_server: Caster<FromServer>,
     pub place: Caster<ServerPlace>,
     pub candidates: Caster<peer_table::OwnCandidates>,
+    pub nat: Caster<OwnNat>,
     pub configure: Caster<Configure>,
     /// To ourselves, for what tasks find out.
     pub own: (Caster<Resolved>, Caster<OwnCandidates>),
@@ -141,6 +143,16 @@ impl ServerLink {
                 }
                 Output::Passed(message) => {
                     self.casts.from_server.cast(FromServer(message));
+                }
+                Output::Nat(report) => {
+                    self.shared.nat.store(Arc::new(report.clone()));
+                    self.casts.nat.cast(OwnNat(report));
+                    self.tell_candidates();
+                }
+                Output::SendFresh { to, datagram } => {
+                    if let Err(error) = send_from_new_socket(to.addr, &datagram) {
+                        log::debug!("asking {to} from a new socket: {error}");
+                    }
                 }
                 Output::Observed(addr) => {
                     logging::limited(now, Level::Debug, "own addresses", format_args!("the server sees us at {addr}"));
@@ -362,6 +374,13 @@ impl ServerLink {
         let mapped = mapped.map(|addr| Candidate { kind: CandidateKind::Mapped, addr });
         let list: Vec<Candidate> = mapped.into_iter().chain(self.hosts.iter().copied()).collect();
         self.core.set_candidates(list.clone());
+        // The server sees for itself where we are; peers that meet us without it do not.
+        let nat = self.shared.nat.load();
+        let seen = nat.observed.first().map(|addr| Candidate { kind: CandidateKind::Observed, addr: *addr });
+        let next = nat.predicted.map(|addr| Candidate { kind: CandidateKind::Predicted, addr });
+        let beyond = seen.into_iter().chain(next).filter(|beyond| list.iter().all(|own| own.addr != beyond.addr));
+        let list: Vec<Candidate> = beyond.chain(list.iter().copied()).take(CANDIDATES_MAX).collect();
+        self.shared.candidates.store(Arc::new(list.clone()));
         self.casts.candidates.cast(peer_table::OwnCandidates(list));
     }
 

@@ -23,6 +23,7 @@ use super::ext::{Caster, cast};
 use super::mac_learning::MacLearning;
 use super::metrics::Metrics;
 use super::names::Names;
+use super::neighbours::{Neighbours, NeighboursCasts};
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
@@ -54,6 +55,7 @@ use crate::io::udp::{BindError, UdpUplink};
 use crate::io::uplinks::Uplinks;
 use crate::logging;
 use crate::messages::coordinator::Reconfigure;
+use crate::messages::peer_table::Neighbour;
 use crate::messages::server_link::MappingChanged;
 use crate::proto::crypto::{Trust, enrol_mac1_key, mac1_key};
 use crate::proto::gateway::Wish;
@@ -73,6 +75,8 @@ const MAILBOX: usize = 1024;
 const EDGE_MAILBOX: usize = 64;
 /// Socket buffers asked for: a burst of 64 KiB super-frames must fit several times.
 const SOCKET_BUFFER: usize = 8 << 20;
+/// Of a socket that gets a question now and then.
+const SMALL_BUFFER: usize = 256 << 10;
 /// All goodbyes must be said within this, to end within a second.
 const STOP_WITHIN: Duration = Duration::from_millis(700);
 
@@ -187,6 +191,8 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         events: EventLog::default(),
         modes: ArcSwap::default(),
         gateway: GatewayCell::default(),
+        nat: ArcSwap::default(),
+        candidates: ArcSwap::default(),
         started: now,
         end,
     });
@@ -254,6 +260,7 @@ fn wire_client(
         map_at: Caster::new(server.clone(), counters.clone()),
         stats: Caster::new(server.clone(), counters.clone()),
         members: Caster::new(fdb.clone(), counters.clone()),
+        punched: Caster::new(peers.clone(), counters.clone()),
     };
     let lent = shared.clone();
     let factory = move || PeerTable::new(lent.clone(), peer_casts.clone());
@@ -264,12 +271,17 @@ fn wire_client(
         from_server: Caster::new(peers.clone(), counters.clone()),
         place: Caster::new(peers.clone(), counters.clone()),
         candidates: Caster::new(peers.clone(), counters.clone()),
+        nat: Caster::new(peers.clone(), counters.clone()),
         configure: Caster::new(tap.clone(), counters.clone()),
         own: (Caster::new(server.clone(), counters.clone()), Caster::new(server.clone(), counters.clone())),
     };
     let lent = shared.clone();
     let factory = move || ServerLink::new(lent.clone(), link_casts.clone());
     supervisor.supervise(&threads.control, server_mailbox, factory, Policy::RESTART);
+
+    if shared.config.direct && shared.config.lan_discovery {
+        wire_neighbours(shared, Caster::new(peers.clone(), counters.clone()), supervisor, threads);
+    }
 
     let want = Caster::new(peers.clone(), counters.clone());
     let lent = shared.clone();
@@ -438,6 +450,15 @@ fn server_uplinks(config: &ServerConfig, counters: &Arc<Counters>) -> Result<(Up
     listen.extend(udp6.iter().map(|uplink| uplink.local_addr().ip()));
     let tcp = TcpListen::bind(&listen, config.port)?;
     let uplinks = Uplinks::new(udp4.map(Arc::new), udp6.map(Arc::new), Some(tcp.tx()), counters.clone());
+    for ip in listen.iter().filter(|_| config.nat_port != 0) {
+        let id = if ip.is_ipv4() { UplinkId::OBSERVER4 } else { UplinkId::OBSERVER6 };
+        let bound = UdpUplink::bind(id, SocketAddr::new(*ip, config.nat_port), SMALL_BUFFER);
+        match bound.map(|uplink| uplinks.add(uplink)) {
+            Ok(added) => drop(added.expect("nobody else has its number")),
+            // Members do without: they take their routers for easy ones, as most are.
+            Err(error) => log::warn!("members cannot find out about their routers: {error} (nat_port)"),
+        }
+    }
     Ok((uplinks, tcp))
 }
 
@@ -617,6 +638,22 @@ fn server_upnp(shared: &Arc<ServerShared>) -> Option<UpnpShared> {
         device: Arc::new(|| None),
         say: Arc::new(move |text| told.events.say(text)),
     })
+}
+
+fn wire_neighbours(
+    shared: &Arc<ClientShared>,
+    found: Caster<Neighbour>,
+    supervisor: &Supervisor,
+    threads: &Threads,
+) {
+    let counters = &shared.views.counters;
+    let (neighbours, mailbox) = Mailbox::<Neighbours>::bounded(EDGE_MAILBOX);
+    let own = (Caster::new(neighbours.clone(), counters.clone()), Caster::new(neighbours.clone(), counters.clone()));
+    let casts = NeighboursCasts { found, own };
+    let lent = shared.clone();
+    let factory = move || Neighbours::new(lent.clone(), casts.clone());
+    supervisor.supervise(&threads.control, mailbox, factory, Policy::RESTART);
+    threads.keep(neighbours);
 }
 
 fn wire_upnp(

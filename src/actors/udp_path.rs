@@ -81,7 +81,9 @@ impl ServerIngress {
     }
 
     fn sort(&mut self, from: Endpoint, datagram: &mut [u8], now: Instant) -> Result<(), DropReason> {
-        match Kind::of(datagram).ok_or(DropReason::Malformed)? {
+        // On the second port only members speak, and only of where they are seen.
+        let is_observer = from.uplink.is_observer();
+        match Kind::of(datagram).filter(|kind| !is_observer || *kind == Kind::Ctrl).ok_or(DropReason::Malformed)? {
             Kind::Relay => {
                 let to = self.relay.load().forward(from, datagram)?;
                 self.batch.reserve(datagram.len()).copy_from_slice(datagram);
@@ -92,7 +94,7 @@ impl ServerIngress {
                 let header = SealedHeader::parse(datagram)?;
                 let members = self.members.load();
                 let Some(session) = members.sessions.get(&header.receiver) else {
-                    if self.hints.take(from.addr.ip(), self.epoch.ms(now)) {
+                    if !is_observer && self.hints.take(from.addr.ip(), self.epoch.ms(now)) {
                         let (index, counter) = (header.receiver, header.counter);
                         let hint = Hint { reason: HintReason::NoSession, index, counter };
                         add(&self.counters.hints_sent, 1);

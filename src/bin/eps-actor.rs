@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use eps_actor::actors::{supervisor, system};
-use eps_actor::cli::args::{Arguments, ClientArguments, Command, ServerArguments};
+use eps_actor::cli::args::{Arguments, ClientArguments, Command, SelftestCommand, ServerArguments};
 use eps_actor::cli::demo::{self, is_broken_pipe};
-use eps_actor::cli::{check, completions, configure, install, man, members, orders, paths, status};
+use eps_actor::cli::{check, completions, configure, install, man, members, orders, paths, selftest, status};
 use eps_actor::config::{self, ConfigError};
 use eps_actor::config::{LogSettings, Role};
 use eps_actor::logging;
@@ -63,6 +63,7 @@ fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
             system::run_client(config, load)?;
         }
         Command::Demo(_) => return demo::run(out),
+        Command::Selftest(SelftestCommand::Nat(arguments)) => return selftest::nat(&arguments, out),
         Command::Check(arguments) => return Ok(check::run(&arguments, out, &mut io::stderr())?),
         Command::Status(arguments) => status::run(&arguments, out)?,
         Command::Members(arguments) => members::run(&arguments, out)?,

@@ -45,6 +45,9 @@ Examples:
     /// Show a server and three clients behind two NATs on this machine, in namespaces, and clean up
     #[command(after_help = "Example: sudo eps-actor demo")]
     Demo(DemoArguments),
+    /// Try on this machine what the network does elsewhere, in namespaces, and clean up
+    #[command(subcommand, after_help = "Example: sudo eps-actor selftest nat")]
+    Selftest(SelftestCommand),
     /// Show what a running server or client is doing
     #[command(after_help = "Example: sudo eps-actor status --json")]
     Status(StatusArguments),
@@ -104,6 +107,7 @@ impl Command {
         match self {
             Self::Server(_) | Self::Client(_) => None,
             Self::Demo(arguments) => Some(&arguments.common),
+            Self::Selftest(SelftestCommand::Nat(arguments)) => Some(&arguments.common),
             Self::Status(arguments) => Some(&arguments.common),
             Self::Members(arguments) => Some(&arguments.common),
             Self::Paths(arguments) => Some(&arguments.common),
@@ -119,6 +123,29 @@ impl Command {
             Self::InjectPanic(arguments) => Some(&arguments.common),
         }
     }
+}
+
+/// What is tried.
+#[derive(Debug, Subcommand)]
+pub enum SelftestCommand {
+    /// Let machines behind every kind of router meet, two by two, and print the grid
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor selftest nat
+  sudo eps-actor selftest nat --kinds port,hard --json")]
+    Nat(SelftestNatArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct SelftestNatArguments {
+    /// Kinds of routers: none, full, addr, port, hard, double, blocked [default: all]
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub kinds: Vec<String>,
+    /// Print one object of JSON, in the end
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 #[derive(Debug, Args)]
@@ -392,7 +419,8 @@ mod tests {
             let name = command.get_name();
             assert!(command.get_about().is_some(), "{name}");
             assert!(command.get_after_help().is_some_and(|help| help.to_string().contains("Example")), "{name}");
-            assert!(command.get_arguments().any(|argument| argument.get_long() == Some("log-level")), "{name}");
+            let own = command.get_subcommands().next().unwrap_or(command);
+            assert!(own.get_arguments().any(|argument| argument.get_long() == Some("log-level")), "{name}");
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "{name} {}", argument.get_id());
             }
@@ -409,6 +437,7 @@ mod tests {
             "server --log=/x --scorecard /var/log/eps_server.stats --port 12545 --network 192.168.99.0/24",
             "client --conf x.ron --scorecard /var/log/eps_client.stats --port 12345 --server 10.0.1.1",
             "demo",
+            "selftest nat --kinds port,hard --json",
             "status --json --role client",
             "members --json",
             "invite --reusable --expires never --json",

@@ -11,5 +11,6 @@ pub mod members;
 pub mod orders;
 pub mod paths;
 pub mod reply;
+pub mod selftest;
 pub mod status;
 pub mod table;

@@ -24,6 +24,7 @@ pub struct ClientStatus {
     pub node: ClientNode,
     pub server: ServerContact,
     pub gateway: Gateway,
+    pub nat: Nat,
     pub peers: Vec<Peer>,
     pub counters: BTreeMap<String, f64>,
     pub actors: Vec<Actor>,
@@ -58,6 +59,16 @@ pub struct ServerContact {
     pub map_version: u64,
     /// `None` before first contact.
     pub network: Option<String>,
+}
+
+/// The NAT in front of a client.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Nat {
+    /// `none`, `easy`, `predictable`, `hard` or `unknown`.
+    pub kind: String,
+    pub observed: Vec<String>,
+    pub predicted: Option<String>,
 }
 
 /// What the gateway maps to a node.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::StatusArguments;
 use super::ask::ask;
-use super::reply::{Actor, ClientStatus, Gateway, Lease, Peer, PortMapping, ServerStatus, Status};
+use super::reply::{Actor, ClientStatus, Gateway, Nat, Lease, Peer, PortMapping, ServerStatus, Status};
 use super::table::Column::{Left, Right};
 use super::table::Table;
 use crate::scaled::{Bytes, Millis, Seconds};
@@ -65,10 +65,22 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     let network = server.network.as_deref().and_then(|network| named("network", network));
     writeln!(out, "server {endpoint}: {}", joined([Some(contact.as_str()), Some(&map), network.as_deref()]))?;
     print_gateway(&status.gateway, out)?;
+    print_nat(&status.nat, out)?;
     print_peers(&status.peers, out)?;
     print_actors(&status.actors, out)?;
     print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;
     print_lines("health", client_notes(status).iter(), out)
+}
+
+/// What the NAT in front of the client does, where there is one.
+fn print_nat(nat: &Nat, out: &mut dyn Write) -> io::Result<()> {
+    let what = match nat.kind.as_str() {
+        "easy" => "keeps one port for all destinations",
+        "predictable" => "uses another port for each destination, in steps",
+        "hard" => "uses another port for each destination",
+        _ => return Ok(()),
+    };
+    writeln!(out, "nat {}: {what}; seen at {}", nat.kind, nat.observed.join(" and "))
 }
 
 /// What the gateway maps, or why it does not. Where nobody asks it there is nothing to say.

@@ -108,6 +108,9 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
     let log = check.log(raw.log.as_ref(), super::SERVER_LOG, how);
     let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
+    let next = port.unwrap_or(super::PORT).checked_add(1).unwrap_or(0);
+    let nat_port = check.number(raw.nat_port.as_ref(), "nat_port", 0..=65535, next, "; 0 listens on none");
+    let nat_port = check.not_the_same(nat_port, port, raw.nat_port.as_ref());
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     if open == Some(true) {
@@ -133,6 +136,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
         log_level: log_level?,
         log: log?,
         upnptimeout: upnptimeout?,
+        nat_port: nat_port?,
         warnings,
     })
 }
@@ -164,6 +168,8 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
     let log = check.log(raw.log.as_ref(), super::CLIENT_LOG, how);
     let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
+    let hard_nat = check.boolean(raw.hard_nat.as_ref(), "hard_nat", true);
+    let lan_discovery = check.boolean(raw.lan_discovery.as_ref(), "lan_discovery", true);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     // RFC 8200, section 5: no IPv6 over links of less.
@@ -198,6 +204,8 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         log_level: log_level?,
         log: log?,
         upnptimeout: upnptimeout?,
+        hard_nat: hard_nat?,
+        lan_discovery: lan_discovery?,
         warnings,
     })
 }
@@ -650,6 +658,16 @@ impl Check<'_> {
             Some(number) => Some(number),
             None if matches!(node.value, Value::Integer(_)) => self.refuse(node, key, "is out of range", expected),
             None => self.refuse(node, key, "is not such a number", expected),
+        }
+    }
+
+    /// A server cannot listen on one port twice.
+    fn not_the_same(&mut self, nat_port: Option<u16>, port: Option<u16>, node: Option<&Node>) -> Option<u16> {
+        match node {
+            Some(node) if nat_port.is_some() && nat_port == port => {
+                self.refuse(node, "nat_port", "is the port everybody knows", "write another one, or 0 for none")
+            }
+            Some(_) | None => nat_port,
         }
     }
 

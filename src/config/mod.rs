@@ -125,6 +125,8 @@ pub struct ServerConfig {
     pub log: LogSettings,
     /// How long a gateway that maps ports is looked for before the search counts as vain; zero asks for no mapping.
     pub upnptimeout: Duration,
+    /// UDP port that only says from where members are seen; 0 for none.
+    pub nat_port: u16,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }
@@ -216,6 +218,7 @@ compared! {
         "log_max_age": log.max_age,
         "log_keep": log.keep,
         "upnptimeout": upnptimeout,
+        "nat_port": nat_port,
     }
 }
 
@@ -246,6 +249,8 @@ compared! {
         "log_max_age": log.max_age,
         "log_keep": log.keep,
         "upnptimeout": upnptimeout,
+        "hard_nat": hard_nat,
+        "lan_discovery": lan_discovery,
     }
 }
 
@@ -348,6 +353,10 @@ pub struct ClientConfig {
     pub log: LogSettings,
     /// How long a gateway that maps ports is looked for before the search counts as vain; zero asks for no mapping.
     pub upnptimeout: Duration,
+    /// Many ports are tried where one side's NAT uses another one for each destination.
+    pub hard_nat: bool,
+    /// Members in one LAN are told and looked for by multicast.
+    pub lan_discovery: bool,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }

@@ -87,6 +87,9 @@ pub struct ServerOptions {
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
+    /// UDP port that members ask from where it sees them; 0 listens on none [default: 43440], the one after --port
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
+    pub nat_port: Option<String>,
 }
 
 /// A client's keys as options; each one wins over the file.
@@ -178,6 +181,12 @@ pub struct ClientOptions {
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
+    /// Try 1,024 ports of a member's router where nothing less gives a direct path [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub hard_nat: Option<String>,
+    /// Announce this member in its LAN, and listen for others [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub lan_discovery: Option<String>,
 }
 
 impl ServerOptions {
@@ -206,6 +215,7 @@ impl ServerOptions {
         one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
         one(&mut raw.log_keep, "--log-keep", self.log_keep);
         one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
+        one(&mut raw.nat_port, "--nat-port", self.nat_port);
     }
 }
 
@@ -246,6 +256,8 @@ impl ClientOptions {
         one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
         one(&mut raw.log_keep, "--log-keep", self.log_keep);
         one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
+        one(&mut raw.hard_nat, "--hard-nat", self.hard_nat);
+        one(&mut raw.lan_discovery, "--lan-discovery", self.lan_discovery);
     }
 }
 
@@ -305,7 +317,7 @@ mod tests {
         let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
                     --members=9 --control=10 --invite-expiry=11 --scorecard=12 --scorecard-format=13 --stats=14 \
                     --metrics=15 --graphviz=16 --log-level=17 --log=18 --log-format=19 --log-max-size=20 \
-                    --log-max-age=21 --log-keep=22 --upnptimeout=23";
+                    --log-max-age=21 --log-keep=22 --upnptimeout=23 --nat-port=24";
         let mut raw = ServerRaw::default();
         parse::<ServerOptions>(line).lay_over(&mut raw);
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
@@ -313,7 +325,8 @@ mod tests {
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
                     --mtu=9 --offload=10 --lan=11 --direct=12 --uplink=13 --multipath=14 --hosts=15 --control=16 \
                     --scorecard=17 --scorecard-format=18 --stats=19 --metrics=20 --log-level=21 --log=22 \
-                    --log-format=23 --log-max-size=24 --log-max-age=25 --log-keep=26 --upnptimeout=27";
+                    --log-format=23 --log-max-size=24 --log-max-age=25 --log-keep=26 --upnptimeout=27 --hard-nat=28 \
+                    --lan-discovery=29";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

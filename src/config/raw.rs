@@ -137,6 +137,7 @@ keys! {
         log_max_age: String,
         log_keep: u16,
         upnptimeout: u16,
+        nat_port: u16,
     }
 }
 
@@ -170,6 +171,8 @@ keys! {
         log_max_age: String,
         log_keep: u16,
         upnptimeout: u16,
+        hard_nat: bool,
+        lan_discovery: bool,
     }
 }
 

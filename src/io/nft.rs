@@ -24,6 +24,8 @@
 //!
 //! The rules go with the network namespace.
 
+pub mod zoo;
+
 use std::io;
 
 use super::netlink::netlink_socket;
@@ -59,9 +61,7 @@ pub fn masquerade_random_ports(wan_interface: &str) -> Result<(), NftError> {
 }
 
 fn install(wan_interface: &str, nat_flags: Option<u32>) -> Result<(), NftError> {
-    if !(1..libc::IFNAMSIZ).contains(&wan_interface.len()) {
-        return Err(NftError::BadName { name: wan_interface.to_owned() });
-    }
+    check_name(wan_interface)?;
     let mut batch = Batch::new();
     batch.message("make a table", NFT_MSG_NEWTABLE, |message| message.text(NFTA_TABLE_NAME, TABLE));
     batch.chain("make a NAT chain", "postrouting", "nat", libc::NF_INET_POST_ROUTING, PRIORITY_SRCNAT);
@@ -82,6 +82,13 @@ fn install(wan_interface: &str, nat_flags: Option<u32>) -> Result<(), NftError> 
         });
     }
     batch.commit()
+}
+
+fn check_name(interface: &str) -> Result<(), NftError> {
+    match interface.len() {
+        1..libc::IFNAMSIZ => Ok(()),
+        _ => Err(NftError::BadName { name: interface.to_owned() }),
+    }
 }
 
 /// Messages that the kernel carries out together or not at all.

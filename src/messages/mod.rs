@@ -5,6 +5,7 @@
 
 pub mod coordinator;
 pub mod mac_learning;
+pub mod neighbours;
 pub mod peer_table;
 pub mod ping;
 pub mod relay;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::ids::{Endpoint, PeerIdx, PublicKey, Route};
 use crate::proto::multipath::Mode;
+use crate::proto::nat::NatReport;
 use crate::proto::peers::LocalUplink;
 use crate::proto::server_link::Pinned;
 use crate::proto::session::Session;
@@ -59,6 +60,26 @@ pub struct FromServer(pub Control);
 /// Where the server is; `None` while it is away.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerPlace(pub Option<Endpoint>);
+
+/// What the NAT in front of us does.
+#[derive(Debug, Clone)]
+pub struct OwnNat(pub NatReport);
+
+/// A member announced itself in a LAN of ours.
+#[derive(Debug, Clone, Copy)]
+pub struct Neighbour {
+    pub node: [u8; 8],
+    pub addr: std::net::SocketAddr,
+}
+
+/// A peer answered through a socket that was opened for it.
+#[derive(Debug)]
+pub struct Punched {
+    pub socket: std::net::UdpSocket,
+    pub from: std::net::SocketAddr,
+    pub session: Arc<Session>,
+    pub plain: Vec<u8>,
+}
 
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]

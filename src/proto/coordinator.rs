@@ -32,6 +32,7 @@ use crate::wire::control::{
 use crate::wire::handshake::{Capabilities, HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
 use crate::wire::join::Token;
+use crate::wire::nat::NatMessage;
 
 /// A member that was not heard for this long (three keepalives) is offline.
 pub const OFFLINE_AFTER: Duration = Duration::from_secs(62);
@@ -68,6 +69,8 @@ pub struct Settings {
     /// Prefix lengths that leases carry.
     pub prefix4: u8,
     pub prefix6: u8,
+    /// UDP port that answers [`NatMessage::Reflect`] only, besides the one everybody knows; 0 for none.
+    pub second_port: u16,
 }
 
 /// What the coordinator wants done.
@@ -571,7 +574,11 @@ impl Coordinator {
         let Owner::Peer(idx) = session.owner else { return Err(DropReason::UnknownPeer) };
         let key = self.keys.get(&idx).copied().ok_or(DropReason::UnknownPeer)?;
         let messages = Control::decode_list(plain)?;
-        self.heard(&key, session, from, now);
+        if !from.uplink.is_observer() {
+            self.heard(&key, session, from, now);
+        } else if !messages.iter().all(|message| matches!(message, Control::Nat(NatMessage::Reflect { .. }))) {
+            return Err(DropReason::Malformed);
+        }
         for message in messages {
             self.handle_message(&key, session, from, message, now);
         }
@@ -618,7 +625,9 @@ impl Coordinator {
             Control::PeerLookup { key: wanted } => self.lookup(key, &wanted),
             Control::Candidates { list, .. } => {
                 if let Some(member) = self.members.get_mut(key) {
+                    // Where it is seen is for the server to say: peers may send much there.
                     member.candidates = list;
+                    member.candidates.retain(|candidate| candidate.kind != CandidateKind::Observed);
                 }
             }
             Control::Stats { rx_bytes, tx_bytes, peers } => {
@@ -639,8 +648,13 @@ impl Coordinator {
                     self.attach(key, from, now);
                 }
             }
+            Control::Nat(NatMessage::Reflect { nonce }) => {
+                let port = self.settings.second_port;
+                self.reply(key, session, &Control::Nat(NatMessage::Reflected { nonce, addr: from.addr, port }));
+            }
             // What only servers or peers say.
-            Control::Revoke(_)
+            Control::Nat(_)
+            | Control::Revoke(_)
             | Control::Cert(_)
             | Control::PathReport { .. }
             | Control::Broken { .. }

@@ -4,6 +4,8 @@
 //! sets them up when the first frame wants one, and says when the published view has changed. A peer is whoever shows
 //! a certificate that the network signed; the map is only a hint of whom to dial.
 
+mod traversal;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -24,6 +26,8 @@ use super::map::{MapEvent, MemberMap};
 use super::multipath::{Mode, Plan};
 use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
+use crate::wire::nat::{NatKind, NatMessage};
+use traversal::{PeerWay, Traversal};
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex, UplinkId};
 use crate::wire::cert::{CERT_LEN, Certificate};
@@ -78,6 +82,13 @@ pub enum Output {
     MapAt(u64),
     /// Write down what [`Peers::save`] gives.
     Save,
+    /// Open a socket for each datagram, send it from there, and listen: who answers through one of them has found a
+    /// hole in our NAT.
+    OpenSockets {
+        peer: PeerIdx,
+        to: SocketAddr,
+        datagrams: Vec<Vec<u8>>,
+    },
     Event(Event),
 }
 
@@ -140,6 +151,8 @@ pub struct PeerDescription {
     pub proven: Option<Instant>,
     pub session: Option<Arc<Session>>,
     pub meter: Arc<Meter>,
+    /// The NAT in front of it, as it says.
+    pub nat: NatKind,
     pub mode: Mode,
     /// Where several paths are used.
     pub plan: Option<Plan>,
@@ -192,6 +205,7 @@ struct Peer {
     said_candidates: u32,
     /// Sightings that may be taken up, and since when that is counted.
     sightings: (u32, Instant),
+    way: PeerWay,
 }
 
 impl Peer {
@@ -234,6 +248,7 @@ pub struct Peers {
     mark_at: Instant,
     timers: BTreeSet<(Instant, PeerIdx)>,
     timer_of: BTreeMap<PeerIdx, Instant>,
+    traversal: Traversal,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -272,6 +287,7 @@ impl Peers {
             mark_at: now,
             timers: BTreeSet::new(),
             timer_of: BTreeMap::new(),
+            traversal: Traversal::new(now),
             rng,
             outputs: VecDeque::new(),
         };
@@ -364,6 +380,7 @@ impl Peers {
             {
                 peer.paths.begin_rounds(now);
                 self.reschedule(idx);
+                self.begin_punch(idx, now);
             }
         }
     }
@@ -482,6 +499,7 @@ impl Peers {
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
             | Control::Observed { .. }
+            | Control::Nat(_)
             | Control::Stats { .. } => {}
         }
     }
@@ -533,6 +551,8 @@ impl Peers {
         {
             peer.paths.prove(route, now);
         }
+        let seen = candidates.iter().filter(|candidate| candidate.kind == CandidateKind::Observed);
+        peer.way.server_saw = seen.map(|candidate| candidate.addr).collect();
         peer.candidates = candidates;
         self.outputs.push_back(Output::Changed);
         let has_session = peer.link.session().is_some();
@@ -556,7 +576,9 @@ impl Peers {
         if !direct {
             return;
         }
-        for candidate in peer.candidates.iter().take(CANDIDATES_MAX) {
+        // What the server sees of it is probed by both sides at once, see `begin_punch`.
+        let own = |candidate: &&Candidate| matches!(candidate.kind, CandidateKind::Host | CandidateKind::Mapped);
+        for candidate in peer.candidates.iter().filter(own).take(CANDIDATES_MAX) {
             if is_dialable(candidate.addr, &overlay) {
                 for endpoint in endpoints_to(candidate.addr, &uplinks) {
                     peer.paths.add(Route::direct(endpoint), now);
@@ -564,6 +586,7 @@ impl Peers {
             }
         }
         peer.probing = true;
+        self.begin_punch(idx, now);
         self.reschedule(idx);
     }
 
@@ -576,6 +599,7 @@ impl Peers {
         if peer.link.session().is_some() && (known || (new && peer.may_take_up(now))) {
             peer.paths.add_seen(via, now);
             peer.probing = true;
+            self.note_sighting(via.endpoint.addr, now);
             self.reschedule(idx);
         }
     }
@@ -793,14 +817,9 @@ impl Peers {
                 }
             }
             Control::Candidates { list, .. } => {
-                let Some(peer) = self.peers.get_mut(&idx) else { return };
-                // What the server observed stays; the peer knows its own interfaces best.
-                let observed: Vec<_> =
-                    peer.candidates.iter().copied().filter(|c| c.kind == CandidateKind::Observed).take(2).collect();
-                let list = list.into_iter().filter(|said| !observed.iter().any(|seen| seen.addr == said.addr));
-                peer.candidates = list.chain(observed.iter().copied()).take(CANDIDATES_MAX).collect();
-                self.take_candidates(idx, now);
+                self.hear_candidates(idx, list, now);
             }
+            Control::Nat(message) => self.handle_nat(idx, message, now),
             Control::Revoke(object) => self.handle_revocation(&object, Some(idx), now),
             Control::Cert(certificate) => {
                 if let Ok(parsed) = self.trust.check(&certificate)
@@ -828,6 +847,20 @@ impl Peers {
             | Control::MapHave { .. }
             | Control::Observed { .. }
             | Control::Stats { .. } => {}
+        }
+    }
+
+    fn hear_candidates(&mut self, idx: PeerIdx, list: Vec<Candidate>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        // What the server observed stays; the peer knows its own interfaces best.
+        let seen: Vec<_> = peer.way.server_saw.iter().copied().take(2).collect();
+        let list = list.into_iter().filter(|said| !seen.contains(&said.addr));
+        let seen = seen.iter().map(|addr| Candidate { kind: CandidateKind::Observed, addr: *addr });
+        let candidates: Vec<_> = list.chain(seen).take(CANDIDATES_MAX).collect();
+        let is_new = candidates.iter().any(|candidate| !peer.candidates.contains(candidate));
+        peer.candidates = candidates;
+        if is_new {
+            self.take_candidates(idx, now);
         }
     }
 
@@ -917,7 +950,9 @@ impl Peers {
             peer.sightings = (SIGHTINGS_MAX, now);
             self.map.reached(&key, route.endpoint.addr);
             self.save_at.get_or_insert(now + SAVE_INTERVAL);
+            self.note_proof(idx, route);
         }
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
         if let Some(PathEvent::Suspected(route)) = event
             && !route.is_direct()
             && peer.lookup.is_none()
@@ -928,6 +963,7 @@ impl Peers {
         if let Some(PathEvent::Lost(route)) = event {
             let peer = self.name(idx);
             self.event(Event::PathLost { peer, route });
+            self.begin_punch(idx, now);
         }
         if event.is_some() {
             // The data path knows paths by whether they are proven.
@@ -1010,12 +1046,13 @@ impl Peers {
             self.dial(idx, index, now);
         }
         self.run_lookup(idx, now);
+        self.run_punch(idx, now);
         self.run_probes(idx, used, now);
     }
 
     /// Sends an initiation by every way that might lead to the peer: the relay, where it was last, what it says.
     fn dial(&mut self, idx: PeerIdx, index: SessionIndex, now: Instant) {
-        let last_direct = self.peers.get(&idx).and_then(|peer| self.map.get(&peer.key)).and_then(|m| m.last_direct);
+        let list = if self.direct { self.dial_list(idx) } else { Vec::new() };
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let Ok(datagram) = peer.link.initiate(&mut self.node, index, now, &mut self.rng) else {
             peer.link.close();
@@ -1026,16 +1063,16 @@ impl Peers {
         if let (Some(server), Some(token)) = (self.server, peer.channel) {
             routes.push(Route::relayed(server, token));
         }
-        if self.direct {
-            let said = peer.candidates.iter().map(|candidate| candidate.addr);
-            let dialable = last_direct.into_iter().chain(said).filter(|addr| is_dialable(*addr, &self.overlay));
-            let endpoints = dialable.take(DIAL_MAX).flat_map(|addr| endpoints_to(addr, &self.uplinks));
-            routes.extend(endpoints.map(Route::direct));
-        }
         let mut sent = BTreeSet::new();
         for route in routes {
             if sent.insert(route) {
-                self.outputs.push_back(Output::Send { route, datagram: datagram.clone() });
+                self.send(route, datagram.clone());
+            }
+        }
+        let ways: Vec<_> = list.into_iter().flat_map(|addr| endpoints_to(addr, &self.uplinks)).map(Route::direct).collect();
+        for route in ways {
+            if sent.insert(route) {
+                self.send_unproven(route, datagram.clone(), now);
             }
         }
         self.index_of.insert(index, idx);
@@ -1054,6 +1091,9 @@ impl Peers {
         let wait = backoff.next(&mut self.rng);
         peer.lookup = Some((now + wait, backoff));
         self.outputs.push_back(Output::ToServer(Control::PeerLookup { key: peer.key }));
+        if peer.link.session().is_none() {
+            self.ask_go_betweens(idx);
+        }
     }
 
     fn run_probes(&mut self, idx: PeerIdx, used: Option<Instant>, now: Instant) {
@@ -1072,7 +1112,7 @@ impl Peers {
         for Probe { route, sequence, challenge, path } in probes {
             let probe = Control::Probe { sequence, challenge, sent_us: 0, path, padding: 0 };
             if let Ok(datagram) = session.seal_control(&probe.to_bytes()) {
-                self.send(route, datagram);
+                self.send_probe(idx, route, datagram, now);
             }
         }
         let after = self.peers.get(&idx).and_then(|peer| peer.paths.active());
@@ -1129,6 +1169,7 @@ impl Peers {
                     mode: peer.paths.mode(),
                     plan: route.and_then(|_| peer.plan.clone()),
                     paths: paths.collect(),
+                    nat: peer.way.nat,
                 })
             })
             .collect()
@@ -1178,6 +1219,7 @@ impl Peers {
             probing: false,
             said_candidates: 0,
             sightings: (SIGHTINGS_MAX, now),
+            way: PeerWay::new(super::neighbours::node_hash(self.node.network.tag(), &key.node_id())),
         }
     }
 
@@ -1207,7 +1249,8 @@ impl Peers {
     fn reschedule(&mut self, idx: PeerIdx) {
         let next = self.peers.get(&idx).and_then(|peer| {
             let probes = peer.paths.poll_timeout().filter(|_| peer.probing && peer.link.session().is_some());
-            [peer.link.poll_timeout(), peer.lookup.as_ref().map(|(at, _)| *at), probes].into_iter().flatten().min()
+            let way = peer.link.session().and_then(|_| peer.way.poll_timeout());
+            [peer.link.poll_timeout(), peer.lookup.as_ref().map(|(at, _)| *at), probes, way].into_iter().flatten().min()
         });
         if let Some(at) = self.timer_of.remove(&idx) {
             self.timers.remove(&(at, idx));
@@ -1240,6 +1283,8 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if peer.said_candidates != generation && self.direct {
             peer.said_candidates = generation;
+            let nat = Control::Nat(NatMessage::NatIs(self.own_nat()));
+            self.say(idx, &nat);
             self.say(idx, &Control::Candidates { generation, list });
         }
     }

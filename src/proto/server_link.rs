@@ -17,15 +17,17 @@ use super::backoff::Backoff;
 use super::cookie::Macs;
 use super::crypto::{Secret32, TransportKeys, enrol_mac1_key, mac16, same_mac, transport_keys};
 use super::link::{Incoming, Link, Node};
+use super::nat::{NatReport, Observer};
 use super::noise::{NoiseError, XxInitiator};
 use super::session::{Meter, Owner, Session, SessionParts};
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, NetworkId, PublicKey, SessionIndex};
 use crate::wire::cert::CERT_LEN;
-use crate::wire::control::{Candidate, Control, RefusalCode};
+use crate::wire::control::{Candidate, CandidateKind, Control, RefusalCode};
 use crate::wire::handshake::{Capabilities, CookieReply, HandshakeHeader, HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
 use crate::wire::join::fingerprint;
+use crate::wire::nat::NatMessage;
 
 /// Keepalive to the server, give or take a tenth: below the 30 s after which many NATs forget.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -94,6 +96,13 @@ pub enum Output {
     Passed(Control),
     /// How the server sees us.
     Observed(SocketAddr),
+    /// What the NAT in front of us does.
+    Nat(NatReport),
+    /// Send this from a new socket, and close that.
+    SendFresh {
+        to: Endpoint,
+        datagram: Vec<u8>,
+    },
     /// It cannot go on without the user.
     Refused(Refusal),
     /// The lease was given back.
@@ -168,6 +177,7 @@ pub struct ServerLink {
     ack: bool,
     candidates: (u32, Vec<Candidate>),
     stats: Option<Control>,
+    nat: Observer,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -221,6 +231,7 @@ impl ServerLink {
             ack: false,
             candidates: (0, Vec::new()),
             stats: None,
+            nat: Observer::default(),
             rng: StdRng::from_seed(seed),
             outputs: VecDeque::new(),
         }
@@ -262,6 +273,7 @@ impl ServerLink {
 
     /// Something of the underlay changed: prove the server anew, at once.
     pub fn uplinks_changed(&mut self, now: Instant) {
+        self.tell_nat_hosts(now);
         if self.attached {
             self.keepalive_at = Some(now);
         } else {
@@ -309,7 +321,8 @@ impl ServerLink {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let link = self.link.as_ref().and_then(Link::poll_timeout);
-        [link, self.enrol_at, self.request_at, self.keepalive_at, self.attached.then_some(self.stats_at)]
+        let nat = self.nat.poll_timeout();
+        [link, self.enrol_at, self.request_at, self.keepalive_at, self.attached.then_some(self.stats_at), nat]
             .into_iter()
             .flatten()
             .min()
@@ -317,6 +330,7 @@ impl ServerLink {
 
     pub fn handle_timeout(&mut self, now: Instant) {
         self.run_link(now);
+        self.run_nat(now);
         if self.enrol_at.is_some_and(|at| now >= at) {
             self.run_enrolment(now);
         }
@@ -374,6 +388,24 @@ impl ServerLink {
             link.mark(now);
         }
         self.say(&Control::MapHave { version: self.map_version });
+    }
+
+    fn tell_nat_hosts(&mut self, now: Instant) {
+        let hosts = self.candidates.1.iter().filter(|candidate| candidate.kind == CandidateKind::Host);
+        self.nat.set_hosts(hosts.map(|candidate| candidate.addr.ip()), now);
+    }
+
+    fn run_nat(&mut self, now: Instant) {
+        while let Some(ask) = self.nat.handle_timeout(now, &mut self.rng) {
+            let question = Control::Nat(NatMessage::Reflect { nonce: ask.nonce }).to_bytes();
+            let session = self.link.as_ref().and_then(Link::session);
+            let Some(Ok(datagram)) = session.map(|session| session.seal_control(&question)) else { continue };
+            self.outputs.push_back(match ask.fresh {
+                true => Output::SendFresh { to: ask.to, datagram },
+                false => Output::Send { to: ask.to, datagram },
+            });
+        }
+        self.outputs.extend(self.nat.poll_report().map(Output::Nat));
     }
 
     fn run_enrolment(&mut self, now: Instant) {
@@ -694,7 +726,12 @@ impl ServerLink {
                 if !self.attached {
                     self.attach(from, now);
                 }
+                self.nat.observed(addr, now);
                 self.outputs.push_back(Output::Observed(addr));
+            }
+            Control::Nat(NatMessage::Reflected { nonce, addr, port }) => {
+                self.nat.reflected(nonce, addr, port, now);
+                self.run_nat(now);
             }
             Control::Probe { sequence, challenge, sent_us, path, .. } => {
                 let reply = Control::ProbeReply { sequence, challenge, sent_us, path, observed: from.addr };
@@ -721,6 +758,7 @@ impl ServerLink {
             | Control::LeaseRelease
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
+            | Control::Nat(_)
             | Control::Stats { .. } => {}
         }
     }
@@ -733,6 +771,8 @@ impl ServerLink {
         self.request_at = Some(now + REQUEST_RETRY);
         self.keepalive_at = Some(now + ANSWER_WITHIN);
         self.stats_at = now + Duration::from_secs(2);
+        self.tell_nat_hosts(now);
+        self.nat.set_server(Some(from), now);
         self.outputs.push_back(Output::Attached(from));
         self.say(&Control::LeaseRequest { name: self.name.clone() });
         // What map we have is said when the lease is there: before, nobody could judge what members are sent.
@@ -744,6 +784,7 @@ impl ServerLink {
         if let Some(link) = &mut self.link {
             link.restart(now);
         }
+        self.nat.set_server(None, now);
         if std::mem::take(&mut self.attached) {
             self.outputs.push_back(Output::Detached);
         }

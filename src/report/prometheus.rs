@@ -269,7 +269,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::gateway::Gateway;
-    use super::super::snapshot::{ClientNode, Lease, LeasePeer, NetworkPart, Peer, ServerContact, ServerNode, Window};
+    use super::super::snapshot::{ClientNode, Lease, LeasePeer, Nat, NetworkPart, Peer, ServerContact, ServerNode, Window};
     use super::*;
     use crate::actors::supervisor::{ActorState, ActorStatus, MailboxStatus};
     use crate::counters::Tally;
@@ -379,6 +379,7 @@ mod tests {
             mode: "best",
             paths: Vec::new(),
             key: crate::ids::PublicKey([0; 32]),
+            nat: "unknown",
         };
         let node = ClientNode {
             name: "ada".into(),
@@ -401,7 +402,8 @@ mod tests {
             network: None,
         };
         let peers = rtts.iter().enumerate().map(peer).collect();
-        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), peers })))
+        let nat = Nat { kind: "unknown", observed: Vec::new(), predicted: None };
+        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), nat, peers })))
     }
 
     fn server_of() -> Snapshot {

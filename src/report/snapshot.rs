@@ -20,6 +20,7 @@ use crate::counters::Tally;
 use crate::ids::{PublicKey, UplinkId};
 use crate::messages::coordinator::NetworkDescription;
 use crate::proto::crypto::Suite;
+use crate::proto::nat::NatReport;
 use crate::proto::path::State;
 use crate::proto::peers::{PathDescription, PeerDescription, PeerState};
 use crate::wire::join::fingerprint;
@@ -70,8 +71,20 @@ pub struct ClientPart {
     pub node: ClientNode,
     pub server: ServerContact,
     pub gateway: Gateway,
+    pub nat: Nat,
     /// By address.
     pub peers: Vec<Peer>,
+}
+
+/// What the NAT in front of a client does.
+#[derive(Debug, Clone, Serialize)]
+pub struct Nat {
+    /// `none`, `easy`, `predictable`, `hard` or `unknown`.
+    pub kind: &'static str,
+    /// How the server sees the client at its first port and, where that is another address, at its second one.
+    pub observed: Vec<String>,
+    /// What a predictable NAT will use next.
+    pub predicted: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -118,6 +131,8 @@ pub struct Peer {
     pub tx_frames: u64,
     pub session_age_seconds: Option<f64>,
     pub suite: Option<&'static str>,
+    /// The kind of its NAT, as it says.
+    pub nat: &'static str,
     /// How much round trips vary by the path in use, and the percentage of our datagrams that it loses.
     pub jitter_ms: Option<f64>,
     pub loss_percent: Option<f64>,
@@ -361,7 +376,16 @@ fn client(shared: &ClientShared, now: Instant) -> ClientPart {
             network: pinned.map(|pinned| pinned.network.to_string()),
         },
         gateway: Gateway::of(&shared.gateway.load(), shared.config.direct && !shared.config.upnptimeout.is_zero(), now),
+        nat: nat_part(&shared.nat.load()),
         peers: peers.into_iter().map(|peer| peer_part(shared, peer, now)).collect(),
+    }
+}
+
+fn nat_part(report: &NatReport) -> Nat {
+    Nat {
+        kind: report.kind.word(),
+        observed: report.observed.iter().map(ToString::to_string).collect(),
+        predicted: report.predicted.map(|addr| addr.to_string()),
     }
 }
 
@@ -393,6 +417,7 @@ fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Pee
         mode: peer.mode.word(),
         paths: peer.paths.iter().map(|path| path_part(shared, path, now)).collect(),
         key: peer.key,
+        nat: peer.nat.word(),
     }
 }
 

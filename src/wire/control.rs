@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::cert::CERT_LEN;
+use super::nat::NatMessage;
 use crate::counters::DropReason;
 use crate::ids::{ChannelToken, NodeId, PublicKey};
 
@@ -176,6 +177,8 @@ pub enum Control {
         tx_bytes: u64,
         peers: Vec<PeerReport>,
     },
+    /// About NATs and ways through them.
+    Nat(NatMessage),
 }
 
 impl Control {
@@ -213,6 +216,7 @@ impl Control {
 
     fn kind(&self) -> u8 {
         match self {
+            Self::Nat(message) => message.kind(),
             Self::Probe { .. } => 1,
             Self::ProbeReply { .. } => 2,
             Self::PathReport { .. } => 3,
@@ -270,6 +274,7 @@ impl Control {
                 put_text(out, text);
             }
             Self::LeaseRelease | Self::LeaseReleased => {}
+            Self::Nat(message) => message.encode_body(out),
             Self::PeerLookup { key } => out.extend(key.0),
             Self::PeerAnswer { entry, introduced, token, candidates } => {
                 out.push(u8::from(*introduced));
@@ -365,7 +370,10 @@ impl Control {
             24 => Self::Observed { addr: body.addr()?, head: body.u64()?, epoch: body.u64()? },
             25 => Self::LeaseReleased,
             27 => Self::Stats { rx_bytes: body.u64()?, tx_bytes: body.u64()?, peers: body.reports()? },
-            _ => return Some(None),
+            _ => match NatMessage::decode_body(kind, body)? {
+                Some(message) => Self::Nat(message),
+                None => return Some(None),
+            },
         };
         body.0.is_empty().then_some(Some(message))
     }
@@ -379,7 +387,7 @@ fn put_probe(out: &mut Vec<u8>, sequence: u32, challenge: u64, sent_us: u32, pat
 }
 
 /// Family 4 or 6, port, address.
-fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
+pub(super) fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
     match addr.ip() {
         IpAddr::V4(ip) => {
             out.push(4);
@@ -394,7 +402,7 @@ fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
     }
 }
 
-fn put_candidates(out: &mut Vec<u8>, list: &[Candidate]) {
+pub(super) fn put_candidates(out: &mut Vec<u8>, list: &[Candidate]) {
     let list = &list[..list.len().min(CANDIDATES_MAX)];
     out.push(list.len() as u8);
     for candidate in list {
@@ -420,16 +428,16 @@ fn put_entry(out: &mut Vec<u8>, entry: &MapEntry) {
 }
 
 /// Takes values off the front of a body; every method is `None` at its end.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(*head)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Option<u8> {
         self.array::<1>().map(|[byte]| byte)
     }
 
@@ -441,11 +449,11 @@ impl Reader<'_> {
         }
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
@@ -460,7 +468,7 @@ impl Reader<'_> {
         Some((self.u32()?, self.u64()?, self.u32()?, self.u8()?))
     }
 
-    fn addr(&mut self) -> Option<SocketAddr> {
+    pub(super) fn addr(&mut self) -> Option<SocketAddr> {
         let family = self.u8()?;
         let port = u16::from_le_bytes(self.array()?);
         let ip = match family {
@@ -471,7 +479,7 @@ impl Reader<'_> {
         Some(SocketAddr::new(ip, port))
     }
 
-    fn candidates(&mut self) -> Option<Vec<Candidate>> {
+    pub(super) fn candidates(&mut self) -> Option<Vec<Candidate>> {
         let count = usize::from(self.u8()?);
         if count > CANDIDATES_MAX {
             return None;
@@ -539,6 +547,7 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::nat::{NatKind, Purpose};
     use super::*;
     use proptest::prelude::*;
 
@@ -583,6 +592,16 @@ mod tests {
                 tx_bytes: 2,
                 peers: vec![PeerReport { peer: NodeId([0; 16]), direct: true, rtt_us: 9, rx_bytes: 5, tx_bytes: 6 }],
             },
+            Control::Nat(NatMessage::PunchAt {
+                round: 3,
+                delay_ms: 40,
+                purpose: Purpose::Passed,
+                about: PublicKey([4; 32]),
+                candidates: vec![Candidate { kind: CandidateKind::Predicted, addr: v4 }],
+            }),
+            Control::Nat(NatMessage::Reflect { nonce: 7 }),
+            Control::Nat(NatMessage::Reflected { nonce: 7, addr: v6, port: 43440 }),
+            Control::Nat(NatMessage::NatIs(NatKind::Predictable(-3))),
         ]
     }
 

@@ -30,6 +30,8 @@ pub mod handshake;
 pub mod header;
 pub mod igd;
 pub mod join;
+pub mod lan;
+pub mod nat;
 pub mod natpmp;
 pub mod pcp;
 pub mod relay;

@@ -22,6 +22,7 @@ mod notify;
 mod offload;
 mod options;
 mod outputs;
+mod punching;
 mod readme;
 mod secrecy;
 mod setup;

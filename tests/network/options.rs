@@ -116,6 +116,29 @@ fn of_several_servers_in_one_text_the_first_that_completes_is_kept() {
 }
 
 #[test]
+fn nat_port_is_the_second_port_of_a_server_the_one_after_the_first_if_none_is_named() {
+    if !can_make_networks() {
+        return;
+    }
+    let _turn = beside();
+    for (more, held) in [
+        (&[][..], [true, false, false]),
+        (&["--port", "5000"], [false, true, false]),
+        (&["--nat-port", "5002"], [false, false, true]),
+        (&["--nat-port", "0"], [false; 3]),
+    ] {
+        let world = World::new();
+        world.start_server(more);
+        let ports = [43440, 5001, 5002u16];
+        let is_held = |port| world.server.ns.run(|| std::net::UdpSocket::bind((SERVER, port)).is_err());
+        assert_eq!(ports.map(is_held), held, "{more:?}");
+    }
+    let output = program(&["server", "--config", "none", "--nat-port", "43439"]);
+    let complaint = text(&output.stderr);
+    assert!(complaint.contains("--nat-port: \"43439\" is the port everybody knows"), "{complaint}");
+}
+
+#[test]
 fn names_that_stand_for_nothing_are_all_told() {
     if !can_make_networks() {
         return;
