@@ -19,15 +19,17 @@ use crate::io::netlink::{Netlink, NetlinkWatch};
 use crate::logging;
 use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
 use crate::messages::server_link::{
-    MapAt, MappingChanged, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl, ServerInbound,
+    Connected, MapAt, MappingChanged, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl,
+    ServerInbound,
 };
 use crate::messages::tap_reader::Configure;
+use crate::messages::tcp_dial::Connect;
 use crate::proto::crypto::Trust;
 use crate::proto::peers::{is_dialable, leased_networks};
 use crate::proto::server_link::{Output, Pinned, Refusal, ServerLink as Core, join};
 use crate::view::{SelfView, ServerView};
 use crate::wire::cert::{CERT_LEN, Certificate};
-use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind};
+use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control};
 
 /// How often names are looked up while the server is away.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
@@ -44,6 +46,8 @@ pub struct ServerLinkCasts {
     pub place: Caster<ServerPlace>,
     pub candidates: Caster<peer_table::OwnCandidates>,
     pub configure: Caster<Configure>,
+    /// `None` where TCP is not to be used.
+    pub connect: Option<Caster<Connect>>,
     /// To ourselves, for what tasks find out.
     pub own: (Caster<Resolved>, Caster<OwnCandidates>),
 }
@@ -56,6 +60,8 @@ pub struct ServerLink {
     released: Option<Sender<()>>,
     published: (bool, Option<Endpoint>),
     endpoints: Vec<Endpoint>,
+    /// The TCP connections that there should be.
+    connect: Vec<SocketAddr>,
     /// One for each server of the configuration.
     lookups: Vec<Lookup>,
     said_waiting: bool,
@@ -100,10 +106,19 @@ impl ServerLink {
         {
             core.set_certificate(certificate);
         }
+        let mut connect = Vec::new();
+        if casts.connect.is_some() {
+            core.allow_tcp();
+            // What a life before this one spoke over is still open.
+            let last = shared.views.server.load().endpoint.filter(|endpoint| !endpoint.is_udp());
+            connect.extend(last.map(|endpoint| endpoint.addr));
+            connect.iter().for_each(|addr| core.resume_tcp(*addr, now));
+        }
         Self {
             shared,
             casts,
             core,
+            connect,
             released: None,
             published: (false, None),
             endpoints: Vec::new(),
@@ -138,6 +153,10 @@ impl ServerLink {
                     let text = "the server does not answer; known peers stay reachable".into();
                     self.shared.events.say_limited("silences of the server", text, now);
                 }
+                Output::Connect(wanted) => {
+                    self.connect = wanted;
+                    self.wish();
+                }
                 Output::Passed(message) => {
                     self.casts.from_server.cast(FromServer(message));
                 }
@@ -167,14 +186,25 @@ impl ServerLink {
         }
         if self.core.is_unanswered(now) && !std::mem::replace(&mut self.said_waiting, true) {
             self.shared.events.say(format!(
-                "no answer from the server yet ({}); still trying. Is it running, and is its UDP port open?",
-                self.tried()
+                "no answer from the server yet ({}{}); still trying. Is it running, and is its UDP port open?",
+                self.tried(),
+                if self.casts.connect.is_some() { "; TCP to the same port" } else { "" }
             ));
+        }
+    }
+
+    /// Says which connections there should be.
+    fn wish(&self) {
+        if let Some(connect) = &self.casts.connect {
+            connect.cast(Connect(self.connect.clone()));
         }
     }
 
     fn publish(&self) {
         let mut endpoints = self.endpoints.clone();
+        if self.casts.connect.is_some() {
+            endpoints.extend(self.endpoints.iter().map(|endpoint| Endpoint::tcp(endpoint.addr)));
+        }
         endpoints.extend(self.published.1);
         let counters = &self.shared.views.counters;
         match (self.shared.views.server.load().attached, self.published.0) {
@@ -413,6 +443,7 @@ impl Actor for ServerLink {
     type Stop = StopReason;
 
     async fn started(&mut self, _: &Mailbox<Self>) -> Result<(), StopReason> {
+        self.wish();
         self.resolve();
         self.watch();
         Ok(())
@@ -476,6 +507,9 @@ impl Handler<SayToServer> for ServerLink {
     async fn handle(&mut self, SayToServer(message): SayToServer, _: &mut Context<Self>) {
         if self.core.is_attached() {
             self.core.say(&message);
+            if matches!(message, Control::PeerLookup { .. }) {
+                self.core.relay_is_silent(Instant::now());
+            }
         } else {
             self.shared.views.counters.dropped(DropReason::Unreachable);
         }
@@ -509,6 +543,20 @@ impl Handler<OwnCandidates> for ServerLink {
         self.hosts = list;
         self.tell_candidates();
         self.core.uplinks_changed(Instant::now());
+    }
+}
+
+impl Handler<Connected> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, Connected(open): Connected, _: &mut Context<Self>) {
+        let missing = self.connect.iter().any(|wanted| !open.contains(wanted));
+        let surplus = open.iter().any(|open| !self.connect.contains(open));
+        self.core.set_connections(open, Instant::now());
+        if missing || surplus {
+            // Who keeps them may have been restarted, or have missed what we said last.
+            self.wish();
+        }
     }
 }
 

@@ -151,6 +151,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let offload = check.boolean(raw.offload.as_ref(), "offload", true);
     let lan = check.boolean(raw.lan.as_ref(), "lan", true);
     let direct = check.boolean(raw.direct.as_ref(), "direct", true);
+    let tcp = check.boolean(raw.tcp.as_ref(), "tcp", true);
     let hosts = check.optional_file(raw.hosts.as_ref(), "hosts", super::HOSTS);
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
     let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
@@ -184,6 +185,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         offload: offload?,
         lan: lan?,
         direct: direct?,
+        tcp: tcp?,
         hosts: hosts?,
         control: control?,
         scorecard: scorecard?,

@@ -230,6 +230,7 @@ compared! {
         "offload": offload,
         "lan": lan,
         "direct": direct,
+        "tcp": tcp,
         "hosts": hosts,
         "control": control,
         "scorecard": scorecard,
@@ -313,6 +314,8 @@ pub struct ClientConfig {
     pub lan: bool,
     /// Direct paths are tried; otherwise everything is relayed.
     pub direct: bool,
+    /// The server is spoken to over TCP where UDP gets no answer.
+    pub tcp: bool,
     /// The file that members' names are kept in, where given.
     pub hosts: Option<PathBuf>,
     /// The control socket; at most 107 bytes.

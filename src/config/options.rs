@@ -130,6 +130,9 @@ pub struct ClientOptions {
     /// Try direct paths; false relays everything [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub direct: Option<String>,
+    /// Speak to the server over TCP, at the same port, where UDP gets no answer [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tcp: Option<String>,
     /// Keep the members' names in the hosts file, /etc/hosts or another [default: none]
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub hosts: Option<String>,
@@ -225,6 +228,7 @@ impl ClientOptions {
         one(&mut raw.offload, "--offload", self.offload);
         one(&mut raw.lan, "--lan", self.lan);
         one(&mut raw.direct, "--direct", self.direct);
+        one(&mut raw.tcp, "--tcp", self.tcp);
         one(&mut raw.hosts, "--hosts", self.hosts);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
@@ -303,9 +307,9 @@ mod tests {
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 \
-                    --scorecard-format=16 --stats=17 --metrics=18 --log-level=19 --log=20 --log-format=21 \
-                    --log-max-size=22 --log-max-age=23 --log-keep=24 --upnptimeout=25";
+                    --mtu=9 --offload=10 --lan=11 --direct=12 --tcp=13 --hosts=14 --control=15 --scorecard=16 \
+                    --scorecard-format=17 --stats=18 --metrics=19 --log-level=20 --log=21 --log-format=22 \
+                    --log-max-size=23 --log-max-age=24 --log-keep=25 --upnptimeout=26";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

@@ -155,6 +155,7 @@ keys! {
         offload: bool,
         lan: bool,
         direct: bool,
+        tcp: bool,
         hosts: Option<String>,
         control: String,
         scorecard: Option<String>,

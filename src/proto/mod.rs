@@ -7,6 +7,7 @@ pub mod coalesce;
 pub mod cookie;
 pub mod coordinator;
 pub mod crypto;
+pub mod fallback;
 pub mod fdb;
 pub mod forward;
 pub mod gateway;

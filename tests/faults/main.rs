@@ -9,6 +9,7 @@ mod clock;
 #[path = "../shared/crowd.rs"]
 mod crowd;
 mod device;
+mod fallback;
 mod leases;
 mod load;
 mod panics;
@@ -18,3 +19,4 @@ mod stage;
 mod start;
 #[path = "../shared/turn.rs"]
 mod turn;
+mod wall;
