@@ -16,14 +16,15 @@ use super::ext::{Caster, Service, StopReason};
 use crate::counters::{DropReason, add};
 use crate::ids::{Endpoint, UplinkId};
 use crate::io::netlink::{Netlink, NetlinkWatch};
+use crate::io::surroundings::{Change, Surroundings};
 use crate::logging;
-use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
+use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace, UplinksChanged};
 use crate::messages::server_link::{
     Connected, MapAt, MappingChanged, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl,
-    ServerInbound,
+    ServerInbound, UnderlayChanged,
 };
 use crate::messages::tap_reader::Configure;
-use crate::messages::tcp_dial::Connect;
+use crate::messages::tcp_dial::{Connect, Redial};
 use crate::proto::crypto::Trust;
 use crate::proto::peers::{is_dialable, leased_networks};
 use crate::proto::server_link::{Output, Pinned, Refusal, ServerLink as Core, join};
@@ -35,8 +36,10 @@ use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control};
 const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
 /// Addresses that all names of the server may stand for together.
 const ENDPOINTS_MAX: usize = 64;
-/// Changes of interfaces are gathered for this long before they are acted on.
+/// Changes of interfaces are acted on at once, and then no more often than this.
 const SETTLE: Duration = Duration::from_millis(200);
+/// Looking at the networks takes no more than this part of the time, however often they change: a router has many routes.
+const LOOKING_MAX: u32 = 20;
 
 /// Whom the server link tells.
 #[derive(Clone)]
@@ -46,10 +49,11 @@ pub struct ServerLinkCasts {
     pub place: Caster<ServerPlace>,
     pub candidates: Caster<peer_table::OwnCandidates>,
     pub configure: Caster<Configure>,
+    pub uplinks: Caster<UplinksChanged>,
     /// `None` where TCP is not to be used.
-    pub connect: Option<Caster<Connect>>,
+    pub connect: Option<(Caster<Connect>, Caster<Redial>)>,
     /// To ourselves, for what tasks find out.
-    pub own: (Caster<Resolved>, Caster<OwnCandidates>),
+    pub own: (Caster<Resolved>, Caster<OwnCandidates>, Caster<UnderlayChanged>),
 }
 
 /// The actor.
@@ -68,6 +72,8 @@ pub struct ServerLink {
     said_unresolved: bool,
     heard_ms: Option<u64>,
     tasks: Vec<smol::Task<()>>,
+    /// Waits until it is time to look names up again.
+    again: Option<smol::Task<()>>,
     /// The server has been there since this start.
     attached_once: bool,
     /// The addresses of our interfaces.
@@ -127,6 +133,7 @@ impl ServerLink {
             said_unresolved: false,
             heard_ms: None,
             tasks: Vec::new(),
+            again: None,
             attached_once: false,
             hosts: Vec::new(),
             goodbye: false,
@@ -149,6 +156,8 @@ impl ServerLink {
                 }
                 Output::Detached => {
                     changed = true;
+                    // Perhaps its names stand for other addresses by now.
+                    self.resolve();
                     self.casts.place.cast(ServerPlace(None));
                     let text = "the server does not answer; known peers stay reachable".into();
                     self.shared.events.say_limited("silences of the server", text, now);
@@ -195,7 +204,7 @@ impl ServerLink {
 
     /// Says which connections there should be.
     fn wish(&self) {
-        if let Some(connect) = &self.casts.connect {
+        if let Some((connect, _)) = &self.casts.connect {
             connect.cast(Connect(self.connect.clone()));
         }
     }
@@ -293,7 +302,9 @@ impl ServerLink {
         let servers = &self.shared.config.servers;
         self.lookups.resize(servers.len(), Lookup::default());
         for (index, server) in servers.iter().cloned().enumerate() {
-            self.lookups[index].pending = true;
+            if std::mem::replace(&mut self.lookups[index].pending, true) {
+                continue;
+            }
             let tell = self.casts.own.0.clone();
             self.tasks.push(smol::spawn(async move {
                 let found = smol::net::resolve((server.host.as_str(), server.port)).await;
@@ -360,22 +371,30 @@ impl ServerLink {
         tried.collect::<Vec<_>>().join(", ")
     }
 
-    /// Follows the machine's addresses; what it finds comes back as a message.
+    /// Follows the machine's addresses and routes; what it finds comes back as messages.
     fn watch(&mut self) {
-        let (tell, shared) = (self.casts.own.1.clone(), self.shared.clone());
+        let (tell, changed, shared) = (self.casts.own.1.clone(), self.casts.own.2.clone(), self.shared.clone());
         let Ok(netlink) = Netlink::open() else { return };
         let watch = NetlinkWatch::open();
         self.tasks.push(smol::spawn(async move {
+            let mut last: Option<Surroundings> = None;
             loop {
-                match gather(&netlink, &shared).await {
-                    Ok(list) => drop(tell.cast(OwnCandidates(list))),
+                let begun = Instant::now();
+                match look(&netlink, &shared).await {
+                    Ok(seen) => {
+                        tell.cast(OwnCandidates(gather(&seen, &shared)));
+                        if let Some(change) = last.as_ref().and_then(|last| seen.change_since(last)) {
+                            changed.cast(UnderlayChanged { moved: change == Change::Ways });
+                        }
+                        last = Some(seen);
+                    }
                     Err(error) => log::debug!("addresses of this machine: {error}"),
                 }
                 let Ok(watch) = &watch else { return };
+                smol::Timer::after(SETTLE.max(begun.elapsed() * LOOKING_MAX)).await;
                 if watch.changed().await.is_err() {
                     return;
                 }
-                smol::Timer::after(SETTLE).await;
             }
         }));
     }
@@ -392,7 +411,7 @@ impl ServerLink {
 
     fn schedule_resolve(&mut self, after: Duration) {
         let tell = self.casts.own.0.clone();
-        self.tasks.push(smol::spawn(async move {
+        self.again = Some(smol::spawn(async move {
             smol::Timer::after(after).await;
             tell.cast(Resolved::Again);
         }));
@@ -411,21 +430,24 @@ pub fn publish_lease(shared: &ClientShared, certificate: &Certificate) {
     }));
 }
 
-async fn gather(netlink: &Netlink, shared: &ClientShared) -> Result<Vec<Candidate>, crate::io::netlink::NetlinkError> {
-    if !shared.config.lan || !shared.config.direct {
-        return Ok(Vec::new());
-    }
+async fn look(netlink: &Netlink, shared: &ClientShared) -> Result<Surroundings, crate::io::netlink::NetlinkError> {
     let device = shared.slot.get().map(|tap| tap.ifindex());
+    let lease = shared.lease.load_full();
+    let overlay = lease.as_deref().map(leased_networks).unwrap_or_default();
+    let servers: Vec<_> = shared.views.server.load().endpoints.iter().map(|endpoint| endpoint.addr.ip()).collect();
+    Surroundings::look(netlink, device, &overlay, servers.into_iter()).await
+}
+
+fn gather(seen: &Surroundings, shared: &ClientShared) -> Vec<Candidate> {
+    if !shared.config.lan || !shared.config.direct {
+        return Vec::new();
+    }
     let lease = shared.lease.load_full();
     let overlay = lease.as_deref().map(leased_networks).unwrap_or_default();
     let ports: Vec<(UplinkId, u16)> =
         shared.uplinks.readers().map(|uplink| (uplink.id(), uplink.local_addr().port())).collect();
-    let mut list: Vec<Candidate> = netlink
+    let mut list: Vec<Candidate> = seen
         .addresses()
-        .await?
-        .into_iter()
-        .filter(|address| address.is_usable() && address.is_up() && !address.is_loopback())
-        .filter(|address| Some(address.ifindex) != device)
         .filter_map(|address| {
             let endpoint = Endpoint::udp(SocketAddr::new(address.addr, 1));
             let (_, port) = ports.iter().find(|(id, _)| *id == endpoint.uplink)?;
@@ -436,7 +458,7 @@ async fn gather(netlink: &Netlink, shared: &ClientShared) -> Result<Vec<Candidat
     list.sort();
     list.dedup();
     list.truncate(CANDIDATES_MAX - 2);
-    Ok(list)
+    list
 }
 
 impl Actor for ServerLink {
@@ -542,7 +564,27 @@ impl Handler<OwnCandidates> for ServerLink {
     async fn handle(&mut self, OwnCandidates(list): OwnCandidates, _: &mut Context<Self>) {
         self.hosts = list;
         self.tell_candidates();
-        self.core.uplinks_changed(Instant::now());
+    }
+}
+
+impl Handler<UnderlayChanged> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, UnderlayChanged { moved }: UnderlayChanged, _: &mut Context<Self>) {
+        let now = Instant::now();
+        let what =
+            if moved { "the ways out of this machine have changed" } else { "this machine's addresses have changed" };
+        logging::limited(now, Level::Info, "changes of networks", format_args!("{what}: every path is tried anew"));
+        // The server first: the relay carries what peers are told once it knows us again.
+        self.core.uplinks_changed(now);
+        self.drain(now);
+        self.casts.uplinks.cast(UplinksChanged { moved });
+        if let Some((_, redial)) = &self.casts.connect {
+            redial.cast(Redial);
+        }
+        if moved && !self.core.is_attached() {
+            self.resolve();
+        }
     }
 }
 

@@ -255,6 +255,7 @@ fn wire_client(
         map_at: Caster::new(server.clone(), counters.clone()),
         stats: Caster::new(server.clone(), counters.clone()),
         members: Caster::new(fdb.clone(), counters.clone()),
+        woken: Caster::new(server.clone(), counters.clone()),
     };
     let lent = shared.clone();
     let factory = move || PeerTable::new(lent.clone(), peer_casts.clone());
@@ -266,8 +267,16 @@ fn wire_client(
         place: Caster::new(peers.clone(), counters.clone()),
         candidates: Caster::new(peers.clone(), counters.clone()),
         configure: Caster::new(tap.clone(), counters.clone()),
-        connect: shared.uplinks.tcp().map(|_| Caster::new(dial.clone(), counters.clone())),
-        own: (Caster::new(server.clone(), counters.clone()), Caster::new(server.clone(), counters.clone())),
+        uplinks: Caster::new(peers.clone(), counters.clone()),
+        connect: shared
+            .uplinks
+            .tcp()
+            .map(|_| (Caster::new(dial.clone(), counters.clone()), Caster::new(dial.clone(), counters.clone()))),
+        own: (
+            Caster::new(server.clone(), counters.clone()),
+            Caster::new(server.clone(), counters.clone()),
+            Caster::new(server.clone(), counters.clone()),
+        ),
     };
     let lent = shared.clone();
     let factory = move || ServerLink::new(lent.clone(), link_casts.clone());
@@ -293,6 +302,15 @@ fn wire_client(
         learn: Caster::new(fdb, counters.clone()),
     };
     let key = mac1_key(&shared.key, &no_psk());
+    if let Some(tcp) = shared.uplinks.tcp() {
+        let (lent, casts, connected) = (shared.clone(), casts.clone(), Caster::new(server.clone(), counters.clone()));
+        let factory = move || {
+            let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key);
+            TcpDial::new(tcp.clone(), Box::new(ingress), lent.views.counters.clone(), connected.clone())
+        };
+        supervisor.supervise(&threads.data, dial_mailbox, factory, Policy::RESTART);
+        threads.keep(dial);
+    }
     for uplink in shared.uplinks.readers() {
         let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
         threads.keep(address);
@@ -302,16 +320,6 @@ fn wire_client(
             UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress)))
         };
         supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
-    }
-
-    if let Some(tcp) = shared.uplinks.tcp() {
-        let (lent, casts, connected) = (shared.clone(), casts, Caster::new(server.clone(), counters.clone()));
-        let factory = move || {
-            let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key);
-            TcpDial::new(tcp.clone(), Box::new(ingress), lent.views.counters.clone(), connected.clone())
-        };
-        supervisor.supervise(&threads.data, dial_mailbox, factory, Policy::RESTART);
-        threads.keep(dial);
     }
 
     let (names, names_mailbox) = Mailbox::<Names>::bounded(EDGE_MAILBOX);

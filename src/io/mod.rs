@@ -13,6 +13,7 @@ pub mod packet;
 pub mod poll;
 pub mod signals;
 pub mod store;
+pub mod surroundings;
 pub mod tap;
 pub mod tap_slot;
 pub mod tcp;

@@ -58,6 +58,12 @@ pub struct FromServer(pub Control);
 #[derive(Debug, Clone, Copy)]
 pub struct ServerPlace(pub Option<Endpoint>);
 
+/// The machine's networks have changed. `moved`: its ways out have, so that what others know of us may be void.
+#[derive(Debug, Clone, Copy)]
+pub struct UplinksChanged {
+    pub moved: bool,
+}
+
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]
 pub struct OwnCandidates(pub Vec<Candidate>);

@@ -39,6 +39,12 @@ pub enum Resolved {
     Again,
 }
 
+/// The machine's networks have changed, as [`peer_table::UplinksChanged`](super::peer_table::UplinksChanged) says.
+#[derive(Debug, Clone, Copy)]
+pub struct UnderlayChanged {
+    pub moved: bool,
+}
+
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]
 pub struct OwnCandidates(pub Vec<Candidate>);

@@ -4,6 +4,8 @@
 //! sets them up when the first frame wants one, and says when the published view has changed. A peer is whoever shows
 //! a certificate that the network signed; the map is only a hint of whom to dial.
 
+mod roaming;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -157,6 +159,8 @@ struct Peer {
     said_candidates: u32,
     /// Sightings that may be taken up, and since when that is counted.
     sightings: (u32, Instant),
+    /// The last move it told us of.
+    moved: Option<u32>,
 }
 
 impl Peer {
@@ -190,6 +194,7 @@ pub struct Peers {
     overlay: Vec<IpNet>,
     candidates: (u32, Vec<Candidate>),
     direct: bool,
+    own_move: roaming::Move,
     save_at: Option<Instant>,
     mark_at: Instant,
     timers: BTreeSet<(Instant, PeerIdx)>,
@@ -225,6 +230,7 @@ impl Peers {
             overlay: Vec::new(),
             candidates: (0, Vec::new()),
             direct,
+            own_move: roaming::Move::default(),
             save_at: None,
             mark_at: now,
             timers: BTreeSet::new(),
@@ -282,7 +288,7 @@ impl Peers {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let first = self.timers.first().map(|(at, _)| *at);
-        [first, self.save_at, Some(self.mark_at)].into_iter().flatten().min()
+        [first, self.save_at, Some(self.mark_at), self.own_move.poll_timeout()].into_iter().flatten().min()
     }
 
     /// The version of the map.
@@ -393,6 +399,7 @@ impl Peers {
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
             | Control::Observed { .. }
+            | Control::Moved { .. }
             | Control::Stats { .. } => {}
         }
     }
@@ -706,6 +713,7 @@ impl Peers {
                 self.event(Event::Left { peer });
             }
             Control::Broken { .. } => session.meter.whole.hold(self.epoch.ms(now)),
+            Control::Moved { number } => self.handle_moved(idx, number, via, now),
             // What only the server says, or hears.
             Control::LeaseRequest { .. }
             | Control::LeaseGrant { .. }
@@ -833,6 +841,7 @@ impl Peers {
             self.run_peer(idx, now);
             self.reschedule(idx);
         }
+        self.run_move(now);
         if now >= self.mark_at {
             self.mark_at = now + Duration::from_secs(1);
             self.mark(now);
@@ -1021,6 +1030,7 @@ impl Peers {
             probing: false,
             said_candidates: 0,
             sightings: (SIGHTINGS_MAX, now),
+            moved: None,
         }
     }
 

@@ -172,6 +172,8 @@ pub struct ServerLink {
     missed: u32,
     /// Keepalives that are sent soon after each other, because the first ones may find no way yet.
     hurried: u32,
+    /// The underlay changed, and the server has not answered since.
+    moving: bool,
     fallback: Fallback,
     /// The connections last wished for, and when to look at that again.
     connect: Vec<SocketAddr>,
@@ -230,6 +232,7 @@ impl ServerLink {
             keepalive_at: None,
             missed: 0,
             hurried: 0,
+            moving: false,
             fallback: Fallback::default(),
             connect: Vec::new(),
             connect_at: None,
@@ -343,8 +346,10 @@ impl ServerLink {
         self.node.certificate = certificate;
     }
 
-    /// Something of the underlay changed: prove the server anew, at once.
+    /// Something of the underlay changed: prove the server anew, at once. Once it answers, peers are looked up anew,
+    /// too, and so they hear of where it sees us.
     pub fn uplinks_changed(&mut self, now: Instant) {
+        self.moving = self.attached;
         self.fallback.underlay_changed(now);
         if self.attached {
             (self.keepalive_at, self.hurried) = (Some(now), HURRIED);
@@ -810,6 +815,9 @@ impl ServerLink {
                     self.fallback.answered(from, now, &mut self.rng);
                 }
                 (self.missed, self.hurried) = (0, 0);
+                if std::mem::take(&mut self.moving) {
+                    self.outputs.push_back(Output::Attached(from));
+                }
                 // While the map is behind, what should come may be lost: asking again is cheap.
                 let is_behind = head > self.map_version;
                 let quiet = if is_behind { ANSWER_WITHIN } else { KEEPALIVE.mul_f64(self.rng.random_range(0.9..1.1)) };
@@ -848,6 +856,7 @@ impl ServerLink {
             | Control::LeaseRelease
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
+            | Control::Moved { .. }
             | Control::Stats { .. } => {}
         }
     }

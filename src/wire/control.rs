@@ -169,6 +169,11 @@ pub enum Control {
         tx_bytes: u64,
         peers: Vec<PeerReport>,
     },
+    /// The sender's ways out have changed: paths to it that were proven before may be void. `number` tells one such
+    /// change from another.
+    Moved {
+        number: u32,
+    },
 }
 
 impl Control {
@@ -224,6 +229,7 @@ impl Control {
             Self::Observed { .. } => 24,
             Self::LeaseReleased => 25,
             Self::Stats { .. } => 27,
+            Self::Moved { .. } => 50,
         }
     }
 
@@ -257,6 +263,7 @@ impl Control {
                 put_text(out, text);
             }
             Self::LeaseRelease | Self::LeaseReleased => {}
+            Self::Moved { number } => out.extend(number.to_le_bytes()),
             Self::PeerLookup { key } => out.extend(key.0),
             Self::PeerAnswer { entry, introduced, token, candidates } => {
                 out.push(u8::from(*introduced));
@@ -351,6 +358,7 @@ impl Control {
             24 => Self::Observed { addr: body.addr()?, head: body.u64()?, epoch: body.u64()? },
             25 => Self::LeaseReleased,
             27 => Self::Stats { rx_bytes: body.u64()?, tx_bytes: body.u64()?, peers: body.reports()? },
+            50 => Self::Moved { number: body.u32()? },
             _ => return Some(None),
         };
         body.0.is_empty().then_some(Some(message))
@@ -568,6 +576,7 @@ mod tests {
                 tx_bytes: 2,
                 peers: vec![PeerReport { peer: NodeId([0; 16]), direct: true, rtt_us: 9, rx_bytes: 5, tx_bytes: 6 }],
             },
+            Control::Moved { number: 1 << 30 },
         ]
     }
 

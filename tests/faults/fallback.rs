@@ -9,7 +9,7 @@ use eps_actor::io::netns::can_make_networks;
 
 use crate::load::Load;
 use crate::stage::{PROGRAM, SOON, counter, is_long, ms, shared, status, until};
-use crate::wall::{block_udp, has_program, unblock_udp};
+use crate::wall::{at_server, block_udp, has_program, unblock_udp};
 
 /// Over TCP frames pass within this time (N-06, F-10 at the start).
 const OVER_TCP: Duration = Duration::from_secs(3);
@@ -42,8 +42,8 @@ fn n_06_f_10_with_udp_blocked_on_one_side_or_both_frames_pass_over_tcp_in_three_
         let ((), passed) = until(begun, SOON, "an answer over TCP", || ping(cleo, to).map(drop));
         assert!(ping(ada, back).or_else(|| ping(ada, back)).is_some(), "and the other way");
         assert_eq!(cleo.path_to("ada").expect("a path"), Reached::Relay);
-        assert!(at_server(&scene, "cleo").starts_with("tcp "), "{}", at_server(&scene, "cleo"));
-        assert_eq!(at_server(&scene, "ada").starts_with("tcp "), both, "{}", at_server(&scene, "ada"));
+        assert!(at_server(&scene.server, "cleo").starts_with("tcp "), "{}", at_server(&scene.server, "cleo"));
+        assert_eq!(at_server(&scene.server, "ada").starts_with("tcp "), both, "{}", at_server(&scene.server, "ada"));
         println!(
             "N-06: UDP blocked {}: joined {}, first answer by the TCP relay {} after the start",
             if both { "on both sides" } else { "on one side" },
@@ -63,7 +63,7 @@ fn n_06_f_10_with_udp_blocked_on_one_side_or_both_frames_pass_over_tcp_in_three_
     assert!(!connected(&scene.cleo));
     unblock_udp(&scene.underlay.nat_b);
     until(Instant::now(), SOON, "cleo to connect by UDP", || connected(&scene.cleo).then_some(()));
-    assert!(!at_server(&scene, "cleo").starts_with("tcp "));
+    assert!(!at_server(&scene.server, "cleo").starts_with("tcp "));
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn f_10_a_flow_whose_udp_is_blocked_goes_on_over_tcp_in_five_seconds_and_by_udp_
         let blocked = Instant::now();
         block_udp(&scene.underlay.nat_b);
         let (_, over_tcp) = until(blocked, SOON, "cleo to be there over TCP", || {
-            at_server(&scene, "cleo").starts_with("tcp ").then_some(())
+            at_server(&scene.server, "cleo").starts_with("tcp ").then_some(())
         });
         thread::sleep(Duration::from_secs(2));
         for flow in flows.map(Load::stop) {
@@ -105,19 +105,11 @@ fn f_10_a_flow_whose_udp_is_blocked_goes_on_over_tcp_in_five_seconds_and_by_udp_
         }
         let unblocked = Instant::now();
         unblock_udp(&scene.underlay.nat_b);
-        let by_udp = || (!at_server(&scene, "cleo").starts_with("tcp ")).then_some(());
+        let by_udp = || (!at_server(&scene.server, "cleo").starts_with("tcp ")).then_some(());
         let ((), again) = until(unblocked, UDP_AGAIN, "cleo to be there by UDP", by_udp);
         assert!(ada.0.ping(cleo.1, SOON).is_some(), "by UDP");
         println!("F-10: round {round}: by UDP again {} after the wall was gone", ms(again));
         let lost = counter(cleo.0, "drop_socket_full");
         println!("F-10: datagrams that found no room or no connection at cleo: {lost}");
     }
-}
-
-/// Where the server speaks to a member.
-fn at_server(scene: &Scene, name: &str) -> String {
-    let status = status(&scene.server).expect("the server's status");
-    let rows = status["leases"].as_array().expect("leases");
-    let row = rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no {name} in {rows:?}"));
-    row["endpoint"].as_str().unwrap_or_default().to_owned()
 }

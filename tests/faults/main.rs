@@ -14,6 +14,7 @@ mod leases;
 mod load;
 mod panics;
 mod process;
+mod roaming;
 mod server;
 mod stage;
 mod start;

@@ -2,7 +2,10 @@
 
 use std::process::{Command, Stdio};
 
+use eps_actor::cli::demo::scene::Node;
 use eps_actor::io::netns::Netns;
+
+use crate::stage::status;
 
 /// Whether a program of a package is installed; says so if not.
 pub fn has_program(name: &str) -> bool {
@@ -32,4 +35,25 @@ pub fn block_udp(router: &Netns) {
 
 pub fn unblock_udp(router: &Netns) {
     run_in(router, "iptables -D FORWARD -p udp -j DROP");
+}
+
+/// Where the server speaks to a member.
+pub fn at_server(server: &Node, name: &str) -> String {
+    let status = status(server).expect("the server's status");
+    let rows = status["leases"].as_array().expect("leases");
+    let row = rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no {name} in {rows:?}"));
+    row["endpoint"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The process of a node that runs: its state directory's lock says it.
+pub fn pid(node: &Node) -> u32 {
+    let lock = node.state_path().join("lock");
+    std::fs::read_to_string(lock).expect("a lock").trim().parse().expect("a number")
+}
+
+/// The memory that a node's process holds, in KiB.
+pub fn resident_kib(node: &Node) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid(node))).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    line.split_whitespace().next().expect("a number").parse().expect("a number")
 }
