@@ -35,8 +35,8 @@ fn f_11_a_client_whose_address_changed_is_reached_again_within_a_second() {
         thread::sleep(Duration::from_secs(1));
         let begun = Instant::now();
         let gateway = after.replace(".77", ".1");
-        run_in(&mover.ns, &format!("ip address add {after}/24 dev eth0"));
         run_in(&mover.ns, &format!("ip address del {before}/24 dev eth0"));
+        run_in(&mover.ns, &format!("ip address add {after}/24 dev eth0"));
         run_in(&mover.ns, &format!("ip route replace default via {gateway} src {after}"));
         let rebound = || (at_server(&stage.scene.server, &mover.name) != bound).then_some(());
         let ((), binding) = until(begun, SOON, "the server to know the new address", rebound);
