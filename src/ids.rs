@@ -136,6 +136,16 @@ impl Endpoint {
         let uplink = if addr.is_ipv4() { UplinkId::UDP4 } else { UplinkId::UDP6 };
         Self { uplink, addr }
     }
+
+    /// The endpoint of a TCP connection to an address.
+    pub fn tcp(addr: SocketAddr) -> Self {
+        Self { uplink: UplinkId::TCP, addr: SocketAddr::new(addr.ip().to_canonical(), addr.port()) }
+    }
+
+    /// Whether it is one of UDP, by whichever socket.
+    pub fn is_udp(&self) -> bool {
+        self.uplink != UplinkId::TCP
+    }
 }
 
 impl Route {

@@ -18,6 +18,7 @@ pub mod store;
 pub mod supervisor;
 pub mod system;
 pub mod tap_reader;
+pub mod tcp_dial;
 pub mod tcp_path;
 pub mod udp_path;
 pub mod uplink_keeper;

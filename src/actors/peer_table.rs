@@ -26,10 +26,10 @@ use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
     Confirmed, FromServer, Inbound, Joined, Neighbour, OwnCandidates, OwnNat, PeerControl, Punched, SeenFrom,
-    ServerPlace, SetMode, UplinksChanged, Want,
+    ServerPlace, SetMode, UplinksChanged, Want, WaysChanged,
 };
-use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
-use crate::proto::clock::ClockWatch;
+use crate::messages::server_link::{MapAt, OwnStats, SayToServer, UnderlayChanged};
+use crate::proto::clock::{ClockWatch, Jump};
 use crate::proto::crypto::Trust;
 use crate::proto::map::MemberMap;
 use crate::proto::nat::NatReport;
@@ -44,6 +44,8 @@ use crate::wire::header::{Kind, SealedHeader};
 
 /// How often what the status shows is renewed when nothing changes.
 const REFRESH: Duration = Duration::from_secs(1);
+/// Later than this, and we were not run at all: stopped, or the machine slept. Others have given us up meanwhile.
+const ASLEEP: Duration = Duration::from_secs(5);
 /// How often the server is told our totals.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -61,6 +63,8 @@ pub struct PeerTableCasts {
     pub members: Caster<Members>,
     /// To ourselves, for what tasks find out.
     pub punched: Caster<Punched>,
+    /// That this machine slept, to the server link, which tells everybody.
+    pub woken: Caster<UnderlayChanged>,
 }
 
 /// The actor.
@@ -426,11 +430,17 @@ impl Service for PeerTable {
             core.handle_timeout(now);
         }
         if now >= self.refresh_at {
+            let mut slept = now.saturating_duration_since(self.refresh_at) > ASLEEP;
             self.refresh_at = now + REFRESH;
             self.shared.events.summarize(now);
             logging::summarize(now);
             if let Some(jump) = self.clock.look(now, unix_time()) {
                 self.shared.events.say(jump.to_string());
+                // The monotonic clock stands still while the machine sleeps, and the wall clock does not.
+                slept |= matches!(jump, Jump::Forward(_));
+            }
+            if slept {
+                self.casts.woken.cast(UnderlayChanged { moved: true });
             }
             if let Some(core) = &self.core {
                 self.shared.peers.store(Arc::new(core.describe()));
@@ -554,6 +564,16 @@ impl Handler<UplinksChanged> for PeerTable {
     async fn handle(&mut self, UplinksChanged(uplinks): UplinksChanged, _: &mut Context<Self>) {
         if let Some(core) = &mut self.core {
             core.set_uplinks(uplinks, Instant::now());
+        }
+    }
+}
+
+impl Handler<WaysChanged> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, WaysChanged { moved }: WaysChanged, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.uplinks_changed(moved, Instant::now());
         }
     }
 }

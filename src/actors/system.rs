@@ -32,6 +32,7 @@ use super::stats::{Outputs, Stats};
 use super::store::{Desk, Store};
 use super::supervisor::{Policy, Supervisor};
 use super::tap_reader::TapReader;
+use super::tcp_dial::TcpDial;
 use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
 use super::uplink_keeper::UplinkKeeper;
@@ -50,7 +51,7 @@ use crate::io::signals::{Asked, NodeSignals};
 use crate::io::store::SqliteStore;
 use crate::io::tap::{Tap, TapConfig};
 use crate::io::tap_slot::TapSlot;
-use crate::io::tcp::TcpListen;
+use crate::io::tcp::{TcpListen, TcpTx};
 use crate::io::udp::{BindError, UdpUplink};
 use crate::io::uplinks::Uplinks;
 use crate::logging;
@@ -228,7 +229,8 @@ fn client_uplinks(config: &ClientConfig, state: &StateDir, counters: &Arc<Counte
     {
         log::debug!("the port is not kept for the next start: {error}");
     }
-    Ok(Uplinks::new(Some(Arc::new(udp4)), udp6.map(Arc::new), None, counters.clone()))
+    let tcp = config.tcp.then(TcpTx::default);
+    Ok(Uplinks::new(Some(Arc::new(udp4)), udp6.map(Arc::new), tcp, counters.clone()))
 }
 
 fn wire_client(
@@ -243,6 +245,7 @@ fn wire_client(
     let (peers, peers_mailbox) = Mailbox::<PeerTable>::bounded(MAILBOX);
     let (server, server_mailbox) = Mailbox::<ServerLink>::bounded(MAILBOX);
     let (tap, tap_mailbox) = Mailbox::<TapReader>::bounded(EDGE_MAILBOX);
+    let (dial, dial_mailbox) = Mailbox::<TcpDial>::bounded(EDGE_MAILBOX);
     let (stats, stats_mailbox) = Mailbox::<Stats>::bounded(EDGE_MAILBOX);
     let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
 
@@ -261,6 +264,7 @@ fn wire_client(
         stats: Caster::new(server.clone(), counters.clone()),
         members: Caster::new(fdb.clone(), counters.clone()),
         punched: Caster::new(peers.clone(), counters.clone()),
+        woken: Caster::new(server.clone(), counters.clone()),
     };
     let lent = shared.clone();
     let factory = move || PeerTable::new(lent.clone(), peer_casts.clone());
@@ -273,7 +277,16 @@ fn wire_client(
         candidates: Caster::new(peers.clone(), counters.clone()),
         nat: Caster::new(peers.clone(), counters.clone()),
         configure: Caster::new(tap.clone(), counters.clone()),
-        own: (Caster::new(server.clone(), counters.clone()), Caster::new(server.clone(), counters.clone())),
+        uplinks: Caster::new(peers.clone(), counters.clone()),
+        connect: shared
+            .uplinks
+            .tcp()
+            .map(|_| (Caster::new(dial.clone(), counters.clone()), Caster::new(dial.clone(), counters.clone()))),
+        own: (
+            Caster::new(server.clone(), counters.clone()),
+            Caster::new(server.clone(), counters.clone()),
+            Caster::new(server.clone(), counters.clone()),
+        ),
     };
     let lent = shared.clone();
     let factory = move || ServerLink::new(lent.clone(), link_casts.clone());
@@ -313,6 +326,15 @@ fn wire_client(
         learn: Caster::new(fdb, counters.clone()),
     };
     let key = mac1_key(&shared.key, &no_psk());
+    if let Some(tcp) = shared.uplinks.tcp() {
+        let (lent, casts, connected) = (shared.clone(), casts.clone(), Caster::new(server.clone(), counters.clone()));
+        let factory = move || {
+            let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key);
+            TcpDial::new(tcp.clone(), Box::new(ingress), lent.views.counters.clone(), connected.clone())
+        };
+        supervisor.supervise(&threads.data, dial_mailbox, factory, Policy::RESTART);
+        threads.keep(dial);
+    }
     let (lent, supervised, data) = (Arc::downgrade(shared), supervisor.clone(), threads.data.clone());
     shared.uplinks.read_with(Box::new(move |uplink| {
         // The sockets hold their readers, so the readers' maker must not hold the sockets.

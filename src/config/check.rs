@@ -158,6 +158,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let direct = check.boolean(raw.direct.as_ref(), "direct", true);
     let uplinks = check.uplinks(raw.uplinks.as_ref());
     let multipath = check.multipath(raw.multipath.as_ref());
+    let tcp = check.boolean(raw.tcp.as_ref(), "tcp", true);
     let hosts = check.optional_file(raw.hosts.as_ref(), "hosts", super::HOSTS);
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
     let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
@@ -195,6 +196,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         direct: direct?,
         uplinks: uplinks?,
         multipath: multipath?,
+        tcp: tcp?,
         hosts: hosts?,
         control: control?,
         scorecard: scorecard?,

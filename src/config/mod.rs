@@ -236,6 +236,7 @@ compared! {
         "direct": direct,
         "uplinks": uplinks,
         "multipath": multipath,
+        "tcp": tcp,
         "hosts": hosts,
         "control": control,
         "scorecard": scorecard,
@@ -337,6 +338,8 @@ pub struct ClientConfig {
     pub uplinks: Vec<Uplink>,
     /// How several paths to one member are used, where nothing else was said for it.
     pub multipath: Mode,
+    /// The server is spoken to over TCP where UDP gets no answer.
+    pub tcp: bool,
     /// The file that members' names are kept in, where given.
     pub hosts: Option<PathBuf>,
     /// The control socket; at most 107 bytes.

@@ -139,6 +139,9 @@ pub struct ClientOptions {
     /// How several paths to one member are used: best, redundant-small, redundant or bonded [default: redundant-small]
     #[arg(long, value_name = "MODE")]
     pub multipath: Option<String>,
+    /// Speak to the server over TCP, at the same port, where UDP gets no answer [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tcp: Option<String>,
     /// Keep the members' names in the hosts file, /etc/hosts or another [default: none]
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub hosts: Option<String>,
@@ -243,6 +246,7 @@ impl ClientOptions {
         one(&mut raw.direct, "--direct", self.direct);
         many(&mut raw.uplinks, "--uplink", words(&self.uplinks));
         one(&mut raw.multipath, "--multipath", self.multipath);
+        one(&mut raw.tcp, "--tcp", self.tcp);
         one(&mut raw.hosts, "--hosts", self.hosts);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
@@ -323,10 +327,10 @@ mod tests {
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --uplink=13 --multipath=14 --hosts=15 --control=16 \
-                    --scorecard=17 --scorecard-format=18 --stats=19 --metrics=20 --log-level=21 --log=22 \
-                    --log-format=23 --log-max-size=24 --log-max-age=25 --log-keep=26 --upnptimeout=27 --hard-nat=28 \
-                    --lan-discovery=29";
+                    --mtu=9 --offload=10 --lan=11 --direct=12 --uplink=13 --multipath=14 --tcp=15 --hosts=16 \
+                    --control=17 --scorecard=18 --scorecard-format=19 --stats=20 --metrics=21 --log-level=22 --log=23 \
+                    --log-format=24 --log-max-size=25 --log-max-age=26 --log-keep=27 --upnptimeout=28 --hard-nat=29 \
+                    --lan-discovery=30";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

@@ -158,6 +158,7 @@ keys! {
         direct: bool,
         uplinks: Vec<String>,
         multipath: String,
+        tcp: bool,
         hosts: Option<String>,
         control: String,
         scorecard: Option<String>,

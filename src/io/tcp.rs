@@ -223,16 +223,26 @@ impl Drop for Admitted {
 }
 
 impl TcpConnect {
-    /// Connects and introduces itself. The caller bounds the time.
-    pub async fn open(addr: SocketAddr) -> Result<Self, TcpError> {
+    /// Connects and introduces itself; what is sent to `addr` by `tx` goes over it from then on. The caller bounds the
+    /// time.
+    pub async fn open(addr: SocketAddr, tx: TcpTx) -> Result<Self, TcpError> {
         let failed = |source| TcpError::Connect { addr, source };
         let stream = Async::<TcpStream>::connect(addr).await.map_err(failed)?;
         set_options(stream.get_ref()).map_err(failed)?;
         let connection = Connection::new(stream, Inbox::default());
         connection.outbox.queue().waiting.extend_from_slice(MAGIC);
-        let tx = TcpTx::default();
         tx.outboxes().insert(canonical(addr), Arc::clone(&connection.outbox));
         Ok(Self { connection, addr: canonical(addr), tx })
+    }
+
+    /// The address of this machine that it goes from.
+    pub fn local_ip(&self) -> Option<IpAddr> {
+        Some(self.connection.stream.get_ref().local_addr().ok()?.ip().to_canonical())
+    }
+
+    /// As [`recv`](Self::recv), for who polls several.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<u8>, TcpError>> {
+        self.connection.poll_recv(cx)
     }
 
     /// The server's address.
@@ -546,7 +556,7 @@ mod tests {
     fn datagrams_of_every_length_are_echoed_both_ways() {
         let server = Server::start(Limits::default());
         smol::block_on(async {
-            let mut client = TcpConnect::open(server.addr).await.unwrap();
+            let mut client = TcpConnect::open(server.addr, TcpTx::default()).await.unwrap();
             for length in [1, 2, 255, 256, 1500, 4093, 4094, 4095, 65_506, MAX_DATAGRAM] {
                 let datagram: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
                 assert!(client.send(&datagram));
@@ -673,7 +683,7 @@ mod tests {
     fn a_closed_connection_takes_nothing_more() {
         let server = Server::start(Limits::default());
         smol::block_on(async {
-            let mut client = TcpConnect::open(server.addr).await.unwrap();
+            let mut client = TcpConnect::open(server.addr, TcpTx::default()).await.unwrap();
             client.send(b"a");
             soon(client.recv()).await.unwrap();
             let mut addr = None;

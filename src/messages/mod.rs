@@ -12,5 +12,6 @@ pub mod relay;
 pub mod server_link;
 pub mod store;
 pub mod tap_reader;
+pub mod tcp_dial;
 pub mod uplink_keeper;
 pub mod upnp;

@@ -81,6 +81,12 @@ pub struct Punched {
     pub plain: Vec<u8>,
 }
 
+/// The machine's networks have changed. `moved`: its ways out have, so that what others know of us may be void.
+#[derive(Debug, Clone, Copy)]
+pub struct WaysChanged {
+    pub moved: bool,
+}
+
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]
 pub struct OwnCandidates(pub Vec<Candidate>);

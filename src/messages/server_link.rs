@@ -1,5 +1,6 @@
 //! What the server link is told.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::ids::Endpoint;
@@ -38,9 +39,19 @@ pub enum Resolved {
     Again,
 }
 
+/// The machine's networks have changed, as [`peer_table::UplinksChanged`](super::peer_table::UplinksChanged) says.
+#[derive(Debug, Clone, Copy)]
+pub struct UnderlayChanged {
+    pub moved: bool,
+}
+
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]
 pub struct OwnCandidates(pub Vec<Candidate>);
+
+/// The TCP connections to servers that are open, all of them.
+#[derive(Debug, Clone)]
+pub struct Connected(pub Vec<SocketAddr>);
 
 /// What the gateway maps to us has changed: look at it.
 #[derive(Debug, Clone, Copy)]

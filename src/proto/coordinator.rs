@@ -663,6 +663,7 @@ impl Coordinator {
             | Control::LeaseReleased
             | Control::PeerAnswer { .. }
             | Control::PeerDelta { .. }
+            | Control::Moved { .. }
             | Control::Observed { .. } => {}
         }
     }

@@ -8,6 +8,7 @@ pub mod cookie;
 pub mod coordinator;
 pub mod crypto;
 pub mod estimate;
+pub mod fallback;
 pub mod fdb;
 pub mod forward;
 pub mod gateway;

@@ -4,6 +4,7 @@
 //! sets them up when the first frame wants one, and says when the published view has changed. A peer is whoever shows
 //! a certificate that the network signed; the map is only a hint of whom to dial.
 
+mod roaming;
 mod traversal;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -206,6 +207,8 @@ struct Peer {
     /// Sightings that may be taken up, and since when that is counted.
     sightings: (u32, Instant),
     way: PeerWay,
+    /// The last move it told us of.
+    moved: Option<u32>,
 }
 
 impl Peer {
@@ -244,6 +247,7 @@ pub struct Peers {
     mode: Mode,
     modes: BTreeMap<PublicKey, Mode>,
     direct: bool,
+    own_move: roaming::Move,
     save_at: Option<Instant>,
     mark_at: Instant,
     timers: BTreeSet<(Instant, PeerIdx)>,
@@ -283,6 +287,7 @@ impl Peers {
             mode: Mode::default(),
             modes: BTreeMap::new(),
             direct,
+            own_move: roaming::Move::default(),
             save_at: None,
             mark_at: now,
             timers: BTreeSet::new(),
@@ -341,7 +346,7 @@ impl Peers {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let first = self.timers.first().map(|(at, _)| *at);
-        [first, self.save_at, Some(self.mark_at)].into_iter().flatten().min()
+        [first, self.save_at, Some(self.mark_at), self.own_move.poll_timeout()].into_iter().flatten().min()
     }
 
     /// The version of the map.
@@ -500,6 +505,7 @@ impl Peers {
             | Control::MapHave { .. }
             | Control::Observed { .. }
             | Control::Nat(_)
+            | Control::Moved { .. }
             | Control::Stats { .. } => {}
         }
     }
@@ -835,6 +841,7 @@ impl Peers {
                 self.event(Event::Left { peer });
             }
             Control::Broken { .. } => session.meter.whole.hold(self.epoch.ms(now)),
+            Control::Moved { number } => self.handle_moved(idx, number, via, now),
             // What only the server says, or hears.
             Control::LeaseRequest { .. }
             | Control::LeaseGrant { .. }
@@ -1000,6 +1007,7 @@ impl Peers {
             self.run_peer(idx, now);
             self.reschedule(idx);
         }
+        self.run_move(now);
         if now >= self.mark_at {
             self.mark_at = now + Duration::from_secs(1);
             self.mark(now);
@@ -1220,6 +1228,7 @@ impl Peers {
             said_candidates: 0,
             sightings: (SIGHTINGS_MAX, now),
             way: PeerWay::new(super::neighbours::node_hash(self.node.network.tag(), &key.node_id())),
+            moved: None,
         }
     }
 

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::backoff::Backoff;
 use super::cookie::Macs;
 use super::crypto::{Secret32, TransportKeys, enrol_mac1_key, mac16, same_mac, transport_keys};
+use super::fallback::Fallback;
 use super::link::{Incoming, Link, Node};
 use super::nat::{NatReport, Observer};
 use super::noise::{NoiseError, XxInitiator};
@@ -37,6 +38,11 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 const MISSED_MAX: u32 = 3;
 /// Requests (for the lease) are repeated until they are answered.
 const REQUEST_RETRY: Duration = Duration::from_millis(500);
+/// After a change of the underlay keepalives go out in a row: the first may leave before there is a route, or be lost.
+const HURRIED: u32 = 3;
+const HURRIED_WAIT: Duration = Duration::from_millis(300);
+/// With the relay silent, the server is asked whether it is there if it was not heard for this long.
+const RELAY_DOUBTED: Duration = Duration::from_millis(500);
 /// Statistics for the server's map.
 const STATS_INTERVAL: Duration = Duration::from_secs(5);
 /// Refusals of an enrolment (which anybody could forge) before they are believed.
@@ -92,6 +98,8 @@ pub enum Output {
     Attached(Endpoint),
     /// It does not answer.
     Detached,
+    /// Have these TCP connections, and no others.
+    Connect(Vec<SocketAddr>),
     /// For the peer table: `PeerDelta`, `PeerAnswer`, `Revoke`.
     Passed(Control),
     /// How the server sees us.
@@ -171,6 +179,14 @@ pub struct ServerLink {
     request_at: Option<Instant>,
     keepalive_at: Option<Instant>,
     missed: u32,
+    /// Keepalives that are sent soon after each other, because the first ones may find no way yet.
+    hurried: u32,
+    /// The underlay changed, and the server has not answered since.
+    moving: bool,
+    fallback: Fallback,
+    /// The connections last wished for, and when to look at that again.
+    connect: Vec<SocketAddr>,
+    connect_at: Option<Instant>,
     heard: Option<Instant>,
     stats_at: Instant,
     map_version: u64,
@@ -225,6 +241,11 @@ impl ServerLink {
             request_at: None,
             keepalive_at: None,
             missed: 0,
+            hurried: 0,
+            moving: false,
+            fallback: Fallback::default(),
+            connect: Vec::new(),
+            connect_at: None,
             heard: None,
             stats_at: now + STATS_INTERVAL,
             map_version: 0,
@@ -237,6 +258,70 @@ impl ServerLink {
         }
     }
 
+    /// TCP may be used where UDP is silent.
+    pub fn allow_tcp(&mut self) {
+        self.fallback.allow();
+    }
+
+    /// Goes on over a TCP connection that a core before this one used.
+    pub fn resume_tcp(&mut self, addr: SocketAddr, now: Instant) {
+        self.endpoint = Some(Endpoint::tcp(addr));
+        self.fallback.resume(addr, now);
+        self.connect = vec![addr];
+        self.settle(now);
+    }
+
+    /// The TCP connections that are open, all of them.
+    pub fn set_connections(&mut self, open: Vec<SocketAddr>, now: Instant) {
+        let new = self.fallback.set_open(open);
+        if self.fallback.is_cut() {
+            self.detach(now);
+        } else if !new.is_empty() && !self.attached {
+            self.call_over_tcp(now);
+        } else if self.missed > 0 {
+            // The session is there: whether the server is, the first answer shows.
+            for addr in new {
+                self.say_to(Endpoint::tcp(addr), &Control::MapHave { version: self.map_version });
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Shakes hands over what is open.
+    fn call_over_tcp(&mut self, now: Instant) {
+        if self.enrol_at.is_some() && !matches!(self.enrolment, Some(Enrolment::Sent { .. })) {
+            self.run_enrolment(now);
+        } else if let Some(link) = self.link.as_mut().filter(|link| link.is_initiating()) {
+            let index = SessionIndex::for_server(self.rng.next_u32());
+            if let Ok(datagram) = link.initiate(&mut self.node, index, now, &mut self.rng) {
+                self.send_over_tcp(&datagram);
+            }
+        }
+    }
+
+    /// Something was asked that only the server can answer, because the relay is silent: if it is the server that is,
+    /// that should show soon.
+    pub fn relay_is_silent(&mut self, now: Instant) {
+        let quiet = self.heard.is_none_or(|heard| now.saturating_duration_since(heard) > RELAY_DOUBTED);
+        if self.attached && quiet {
+            self.fallback.suspects();
+            if self.missed == 0 {
+                self.keepalive_at = Some(now);
+            }
+            self.settle(now);
+        }
+    }
+
+    /// Wishes for the connections there should be.
+    fn settle(&mut self, now: Instant) {
+        let wanted = self.fallback.wanted(&self.servers, now);
+        if wanted != self.connect {
+            self.connect.clone_from(&wanted);
+            self.outputs.push_back(Output::Connect(wanted));
+        }
+        self.connect_at = self.fallback.poll_timeout(self.servers.len(), now);
+    }
+
     /// Where the server may be: every address of every name, all tried at once.
     pub fn set_servers(&mut self, servers: Vec<Endpoint>, now: Instant) {
         if self.servers != servers {
@@ -245,6 +330,7 @@ impl ServerLink {
                 self.kick(now);
             }
         }
+        self.settle(now);
     }
 
     /// Our own addresses, as candidates for peers.
@@ -271,14 +357,18 @@ impl ServerLink {
         self.node.certificate = certificate;
     }
 
-    /// Something of the underlay changed: prove the server anew, at once.
+    /// Something of the underlay changed: prove the server anew, at once. Once it answers, peers are looked up anew,
+    /// too, and so they hear of where it sees us.
     pub fn uplinks_changed(&mut self, now: Instant) {
         self.tell_nat_hosts(now);
+        self.moving = self.attached;
+        self.fallback.underlay_changed(now);
         if self.attached {
-            self.keepalive_at = Some(now);
+            (self.keepalive_at, self.hurried) = (Some(now), HURRIED);
         } else {
             self.kick(now);
         }
+        self.settle(now);
     }
 
     fn kick(&mut self, now: Instant) {
@@ -321,11 +411,9 @@ impl ServerLink {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let link = self.link.as_ref().and_then(Link::poll_timeout);
-        let nat = self.nat.poll_timeout();
-        [link, self.enrol_at, self.request_at, self.keepalive_at, self.attached.then_some(self.stats_at), nat]
-            .into_iter()
-            .flatten()
-            .min()
+        let stats = self.attached.then_some(self.stats_at);
+        let own = [self.enrol_at, self.request_at, self.keepalive_at, stats, self.connect_at];
+        own.into_iter().chain([link, self.nat.poll_timeout()]).flatten().min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -351,6 +439,18 @@ impl ServerLink {
                 self.say(&stats);
             }
         }
+        if self.fallback.test_is_due(now, &mut self.rng) {
+            self.test_udp();
+        }
+        self.settle(now);
+    }
+
+    /// Speaks to the server by UDP while TCP is in use. It challenges the address that this comes from, and is spoken to
+    /// by UDP from there on if that is answered.
+    fn test_udp(&mut self) {
+        for to in self.round() {
+            self.say_to(to, &Control::MapHave { version: self.map_version });
+        }
     }
 
     fn run_link(&mut self, now: Instant) {
@@ -371,8 +471,16 @@ impl ServerLink {
         }
         if due.initiate {
             let index = SessionIndex::for_server(self.rng.next_u32());
-            if let Ok(datagram) = link.initiate(&mut self.node, index, now, &mut self.rng) {
-                self.send_everywhere(&datagram);
+            let first = link.initiate(&mut self.node, index, now, &mut self.rng);
+            // Of two copies the server would answer the first only, and that answer may be one that gets lost.
+            let index = SessionIndex::for_server(self.rng.next_u32());
+            let has_tcp = self.fallback.open().next().is_some();
+            let second = has_tcp.then(|| link.initiate(&mut self.node, index, now, &mut self.rng));
+            if let Ok(datagram) = first {
+                self.send_by_udp(&datagram, now);
+            }
+            if let Some(Ok(datagram)) = second {
+                self.send_over_tcp(&datagram);
             }
         }
     }
@@ -382,12 +490,24 @@ impl ServerLink {
             self.detach(now);
             return;
         }
-        self.missed += 1;
-        self.keepalive_at = Some(now + ANSWER_WITHIN);
+        if self.hurried > 0 {
+            self.hurried -= 1;
+            self.keepalive_at = Some(now + HURRIED_WAIT);
+        } else {
+            self.missed += 1;
+            self.keepalive_at = Some(now + ANSWER_WITHIN);
+        }
+        self.fallback.asked(now);
         if let Some(link) = &self.link {
             link.mark(now);
         }
-        self.say(&Control::MapHave { version: self.map_version });
+        let have = Control::MapHave { version: self.map_version };
+        self.say(&have);
+        // Over every connection as well, while nobody knows which way is open.
+        let current = self.endpoint;
+        for to in self.fallback.open().filter(|to| Some(*to) != current).collect::<Vec<_>>() {
+            self.say_to(to, &have);
+        }
     }
 
     fn tell_nat_hosts(&mut self, now: Instant) {
@@ -427,7 +547,9 @@ impl ServerLink {
         self.enrolment = Some(Enrolment::Waiting(Box::new(state), header));
         if let Some(macs) = &mut self.enrol_macs {
             let datagram = macs.finish(&header.to_bytes(), &noise, now);
-            self.send_everywhere(&datagram);
+            self.send_by_udp(&datagram, now);
+            // The server treats what comes from two places as two, and of the answers the first one counts.
+            self.send_over_tcp(&datagram);
         }
     }
 
@@ -718,7 +840,16 @@ impl ServerLink {
                 self.outputs.push_back(Output::Leased { certificate, epoch: 0, name: self.name.clone() });
             }
             Control::Observed { addr, head, .. } => {
-                self.missed = 0;
+                if self.attached && self.endpoint != Some(from) && self.may_move(from) {
+                    self.attach(from, now);
+                }
+                if self.endpoint == Some(from) {
+                    self.fallback.answered(from, now, &mut self.rng);
+                }
+                (self.missed, self.hurried) = (0, 0);
+                if std::mem::take(&mut self.moving) {
+                    self.outputs.push_back(Output::Attached(from));
+                }
                 // While the map is behind, what should come may be lost: asking again is cheap.
                 let is_behind = head > self.map_version;
                 let quiet = if is_behind { ANSWER_WITHIN } else { KEEPALIVE.mul_f64(self.rng.random_range(0.9..1.1)) };
@@ -726,8 +857,11 @@ impl ServerLink {
                 if !self.attached {
                     self.attach(from, now);
                 }
-                self.nat.observed(addr, now);
-                self.outputs.push_back(Output::Observed(addr));
+                if from.is_udp() {
+                    self.nat.observed(addr, now);
+                    self.outputs.push_back(Output::Observed(addr));
+                }
+                self.settle(now);
             }
             Control::Nat(NatMessage::Reflected { nonce, addr, port }) => {
                 self.nat.reflected(nonce, addr, port, now);
@@ -738,6 +872,8 @@ impl ServerLink {
                 if let Ok(datagram) = session.seal_control(&reply.to_bytes()) {
                     self.outputs.push_back(Output::Send { to: from, datagram });
                 }
+                // It asks because it saw us somewhere new. This gets an answer to there, and shows that the way is good.
+                self.say_to(from, &Control::MapHave { version: self.map_version });
             }
             Control::Goodbye { .. } => {
                 if let Some(link) = &mut self.link {
@@ -759,6 +895,7 @@ impl ServerLink {
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
             | Control::Nat(_)
+            | Control::Moved { .. }
             | Control::Stats { .. } => {}
         }
     }
@@ -766,8 +903,10 @@ impl ServerLink {
     fn attach(&mut self, from: Endpoint, now: Instant) {
         self.endpoint = Some(from);
         self.attached = true;
-        self.missed = 0;
+        (self.missed, self.hurried) = (0, 0);
         self.refusals = 0;
+        self.fallback.answered(from, now, &mut self.rng);
+        self.settle(now);
         self.request_at = Some(now + REQUEST_RETRY);
         self.keepalive_at = Some(now + ANSWER_WITHIN);
         self.stats_at = now + Duration::from_secs(2);
@@ -780,7 +919,10 @@ impl ServerLink {
     }
 
     fn detach(&mut self, now: Instant) {
-        (self.keepalive_at, self.request_at, self.missed) = (None, None, 0);
+        (self.keepalive_at, self.request_at, self.missed, self.hurried) = (None, None, 0, 0);
+        self.fallback.lost();
+        // A connection that carries nothing any more may still look open: none is kept.
+        self.settle(now);
         if let Some(link) = &mut self.link {
             link.restart(now);
         }
@@ -792,8 +934,13 @@ impl ServerLink {
 
     /// Sends something of the peer table to the server, if it is there.
     pub fn say(&mut self, message: &Control) {
-        let (Some(link), Some(to)) = (&self.link, self.endpoint) else { return };
-        let Some(session) = link.session() else { return };
+        if let Some(to) = self.endpoint {
+            self.say_to(to, message);
+        }
+    }
+
+    fn say_to(&mut self, to: Endpoint, message: &Control) {
+        let Some(session) = self.link.as_ref().and_then(Link::session) else { return };
         if let Ok(datagram) = session.seal_control(&message.to_bytes()) {
             self.outputs.push_back(Output::Send { to, datagram });
         }
@@ -817,16 +964,40 @@ impl ServerLink {
         self.say(&Control::Goodbye { reason: 0 });
     }
 
-    fn send_everywhere(&mut self, datagram: &[u8]) {
-        // Where it was last comes first, then every other address of every name; of very many some each time.
-        let known = self.endpoint.into_iter();
-        let others = self.servers.iter().copied().filter(|server| Some(*server) != self.endpoint);
+    fn send_by_udp(&mut self, datagram: &[u8], now: Instant) {
+        let round = self.round();
+        if !round.is_empty() {
+            self.fallback.asked(now);
+        }
+        for to in round {
+            self.outputs.push_back(Output::Send { to, datagram: datagram.to_vec() });
+        }
+        self.settle(now);
+    }
+
+    fn send_over_tcp(&mut self, datagram: &[u8]) {
+        for to in self.fallback.open() {
+            self.outputs.push_back(Output::Send { to, datagram: datagram.to_vec() });
+        }
+    }
+
+    /// Where it was last comes first, then every other address of every name; of very many some each time.
+    fn round(&mut self) -> Vec<Endpoint> {
+        let known =
+            self.endpoint.map(|endpoint| if endpoint.is_udp() { endpoint } else { Endpoint::udp(endpoint.addr) });
+        let others = self.servers.iter().copied().filter(|server| Some(*server) != known);
         let (others, first) = (others.collect::<Vec<_>>(), self.next_server);
         self.next_server = (first + AT_ONCE).checked_rem(others.len()).unwrap_or(0);
         let others = others.iter().copied().cycle().skip(first).take(AT_ONCE.min(others.len()));
-        for to in known.chain(others) {
-            self.outputs.push_back(Output::Send { to, datagram: datagram.to_vec() });
-        }
+        known.into_iter().chain(others).collect()
+    }
+
+    /// Whether the server may be followed to where it answered from: only to its own addresses, to UDP always, and away
+    /// from where it is only while it does not answer there. What comes late by the old way must not lead back.
+    fn may_move(&self, to: Endpoint) -> bool {
+        let from_tcp = self.endpoint.is_some_and(|endpoint| !endpoint.is_udp());
+        let known = self.servers.iter().any(|server| server.addr == to.addr);
+        known && ((from_tcp && to.is_udp()) || self.missed > 0)
     }
 }
 

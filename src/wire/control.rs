@@ -179,6 +179,11 @@ pub enum Control {
     },
     /// About NATs and ways through them.
     Nat(NatMessage),
+    /// The sender's ways out have changed: paths to it that were proven before may be void. `number` tells one such
+    /// change from another.
+    Moved {
+        number: u32,
+    },
 }
 
 impl Control {
@@ -236,6 +241,7 @@ impl Control {
             Self::Observed { .. } => 24,
             Self::LeaseReleased => 25,
             Self::Stats { .. } => 27,
+            Self::Moved { .. } => 50,
         }
     }
 
@@ -275,6 +281,7 @@ impl Control {
             }
             Self::LeaseRelease | Self::LeaseReleased => {}
             Self::Nat(message) => message.encode_body(out),
+            Self::Moved { number } => out.extend(number.to_le_bytes()),
             Self::PeerLookup { key } => out.extend(key.0),
             Self::PeerAnswer { entry, introduced, token, candidates } => {
                 out.push(u8::from(*introduced));
@@ -370,6 +377,7 @@ impl Control {
             24 => Self::Observed { addr: body.addr()?, head: body.u64()?, epoch: body.u64()? },
             25 => Self::LeaseReleased,
             27 => Self::Stats { rx_bytes: body.u64()?, tx_bytes: body.u64()?, peers: body.reports()? },
+            50 => Self::Moved { number: body.u32()? },
             _ => match NatMessage::decode_body(kind, body)? {
                 Some(message) => Self::Nat(message),
                 None => return Some(None),
@@ -602,6 +610,7 @@ mod tests {
             Control::Nat(NatMessage::Reflect { nonce: 7 }),
             Control::Nat(NatMessage::Reflected { nonce: 7, addr: v6, port: 43440 }),
             Control::Nat(NatMessage::NatIs(NatKind::Predictable(-3))),
+            Control::Moved { number: 1 << 30 },
         ]
     }
 

@@ -9,12 +9,15 @@ mod clock;
 #[path = "../shared/crowd.rs"]
 mod crowd;
 mod device;
+mod fallback;
 mod leases;
 mod load;
 mod panics;
 mod process;
+mod roaming;
 mod server;
 mod stage;
 mod start;
 #[path = "../shared/turn.rs"]
 mod turn;
+mod wall;

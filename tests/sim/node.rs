@@ -341,6 +341,8 @@ impl Client {
                 }
                 out.push_back(Effect::Note("detached".into()));
             }
+            // There is no TCP here.
+            Output::Connect(_) => {}
             Output::Passed(message) => {
                 if let Some(peers) = &mut run.peers {
                     peers.handle_server(message, now);
