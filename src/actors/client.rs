@@ -43,6 +43,8 @@ pub struct ClientShared {
     pub pinned: ArcSwap<Option<Pinned>>,
     pub map_version: Arc<std::sync::atomic::AtomicU64>,
     pub events: EventLog,
+    /// Subnets beyond the network, ours and others'.
+    pub routes: ArcSwap<super::routes::RoutesView>,
     /// What the gateway maps to us.
     pub gateway: super::upnp::GatewayCell,
     pub started: Instant,

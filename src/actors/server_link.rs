@@ -13,13 +13,15 @@ use xtra::{Actor, Context, Handler, Mailbox};
 use super::client::{ClientShared, Ending, SavedNetwork, seed};
 use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason};
+use super::routes::own_offer;
 use crate::counters::{DropReason, add};
 use crate::ids::{Endpoint, UplinkId};
 use crate::io::netlink::{Netlink, NetlinkWatch};
 use crate::logging;
 use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
+use crate::messages::routes::TableCame;
 use crate::messages::server_link::{
-    MapAt, MappingChanged, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl, ServerInbound,
+    MapAt, MappingChanged, Offer, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl, ServerInbound,
 };
 use crate::messages::tap_reader::Configure;
 use crate::proto::crypto::Trust;
@@ -27,7 +29,7 @@ use crate::proto::peers::{is_dialable, leased_networks};
 use crate::proto::server_link::{Output, Pinned, Refusal, ServerLink as Core, join};
 use crate::view::{SelfView, ServerView};
 use crate::wire::cert::{CERT_LEN, Certificate};
-use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind};
+use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control};
 
 /// How often names are looked up while the server is away.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
@@ -44,6 +46,7 @@ pub struct ServerLinkCasts {
     pub place: Caster<ServerPlace>,
     pub candidates: Caster<peer_table::OwnCandidates>,
     pub configure: Caster<Configure>,
+    pub table: Caster<TableCame>,
     /// To ourselves, for what tasks find out.
     pub own: (Caster<Resolved>, Caster<OwnCandidates>),
 }
@@ -100,6 +103,8 @@ impl ServerLink {
         {
             core.set_certificate(certificate);
         }
+        let (have, list) = (shared.routes.load().table.version, own_offer(&shared));
+        core.set_offer(Control::RouteOffer { have, list });
         Self {
             shared,
             casts,
@@ -138,6 +143,7 @@ impl ServerLink {
                     let text = "the server does not answer; known peers stay reachable".into();
                     self.shared.events.say_limited("silences of the server", text, now);
                 }
+                Output::Passed(part @ Control::RouteTable { .. }) => drop(self.casts.table.cast(TableCame(part))),
                 Output::Passed(message) => {
                     self.casts.from_server.cast(FromServer(message));
                 }
@@ -525,6 +531,14 @@ impl Handler<OwnStats> for ServerLink {
 
     async fn handle(&mut self, OwnStats(stats): OwnStats, _: &mut Context<Self>) {
         self.core.set_stats(stats);
+    }
+}
+
+impl Handler<Offer> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, Offer(offer): Offer, _: &mut Context<Self>) {
+        self.core.set_offer(offer);
     }
 }
 

@@ -25,6 +25,7 @@ use super::metrics::Metrics;
 use super::names::Names;
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
+use super::routes::Routes;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
 use super::service_manager;
 use super::stats::{Outputs, Stats};
@@ -184,6 +185,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         pinned: ArcSwap::from_pointee(pinned),
         map_version: Arc::new(AtomicU64::new(0)),
         events: EventLog::default(),
+        routes: ArcSwap::default(),
         gateway: GatewayCell::default(),
         started: now,
         end,
@@ -237,6 +239,7 @@ fn wire_client(
     let (tap, tap_mailbox) = Mailbox::<TapReader>::bounded(EDGE_MAILBOX);
     let (stats, stats_mailbox) = Mailbox::<Stats>::bounded(EDGE_MAILBOX);
     let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
+    let (routes, routes_mailbox) = Mailbox::<Routes>::bounded(EDGE_MAILBOX);
 
     // The first to start is the last to stop: the gateway is asked to delete what it maps when all else is done.
     if let Some(lent) = client_upnp(shared) {
@@ -263,6 +266,7 @@ fn wire_client(
         place: Caster::new(peers.clone(), counters.clone()),
         candidates: Caster::new(peers.clone(), counters.clone()),
         configure: Caster::new(tap.clone(), counters.clone()),
+        table: Caster::new(routes.clone(), counters.clone()),
         own: (Caster::new(server.clone(), counters.clone()), Caster::new(server.clone(), counters.clone())),
     };
     let lent = shared.clone();
@@ -304,6 +308,11 @@ fn wire_client(
     let lent = shared.clone();
     supervisor.supervise(&threads.control, names_mailbox, move || Names::new(lent.clone()), Policy::RESTART);
 
+    let offer = Caster::new(server.clone(), counters.clone());
+    let (lent, look) = (shared.clone(), Caster::new(routes.clone(), counters.clone()));
+    let factory = move || Routes::new(lent.clone(), offer.clone(), look.clone());
+    supervisor.supervise(&threads.control, routes_mailbox, factory, Policy::RESTART);
+
     let sampler = Arc::new(Sampler::new(Source::Client(shared.clone()), supervisor.clone(), shared.started));
     let config = &shared.config;
     let outputs = Outputs {
@@ -327,6 +336,7 @@ fn wire_client(
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
     threads.keep(tap);
     threads.keep(names);
+    threads.keep(routes);
     threads.keep(server);
     threads.keep(stats);
     threads.keep(control_address);

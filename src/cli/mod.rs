@@ -10,5 +10,6 @@ pub mod man;
 pub mod members;
 pub mod orders;
 pub mod reply;
+pub mod routes;
 pub mod status;
 pub mod table;

@@ -65,6 +65,7 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     let network = server.network.as_deref().and_then(|network| named("network", network));
     writeln!(out, "server {endpoint}: {}", joined([Some(contact.as_str()), Some(&map), network.as_deref()]))?;
     print_gateway(&status.gateway, out)?;
+    super::routes::print(&status.routing, out)?;
     print_peers(&status.peers, out)?;
     print_actors(&status.actors, out)?;
     print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;

@@ -41,6 +41,10 @@ pub struct ServerOptions {
     /// Fixed address and rights of a member, like printer=192.168.43.10,bridge; repeat for more [default: none]
     #[arg(long, visible_alias = "member", value_name = "NAME[=ADDRESS][,RIGHT]…")]
     pub members: Vec<String>,
+    /// Subnet a member may publish to the others, or exit for the way to the Internet, like gate=10.1.0.0/16; repeat or
+    /// separate by commas [default: none]
+    #[arg(long, value_name = "NAME=SUBNET|NAME=exit", value_delimiter = ',')]
+    pub allow_routes: Vec<String>,
     /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/server.sock]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
@@ -133,6 +137,24 @@ pub struct ClientOptions {
     /// Keep the members' names in the hosts file, /etc/hosts or another [default: none]
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub hosts: Option<String>,
+    /// IPv4 subnet behind this machine that the other members may reach through it, where the server allows it; repeat or
+    /// separate by commas [default: none]
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
+    pub route: Vec<String>,
+    /// Reach the subnets that other members publish [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub accept_routes: Option<String>,
+    /// Send everything for the Internet through this member, which must be an exit node; none sends it as without us
+    /// [default: none]
+    #[arg(long, value_name = "NAME")]
+    pub exit: Option<String>,
+    /// Be the way to the Internet for members that ask for it, where the server allows it [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub exit_node: Option<String>,
+    /// Give what members send through this machine its own address, so that nobody behind it needs a route back
+    /// [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub masquerade: Option<String>,
     /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/client.sock]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
@@ -186,6 +208,7 @@ impl ServerOptions {
         many(&mut raw.advertise, "--advertise", self.advertise);
         one(&mut raw.open, "--open", self.open);
         many(&mut raw.members, "--members", self.members);
+        many(&mut raw.allow_routes, "--allow-routes", self.allow_routes);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.invite_expiry, "--invite-expiry", self.invite_expiry);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
@@ -226,6 +249,11 @@ impl ClientOptions {
         one(&mut raw.lan, "--lan", self.lan);
         one(&mut raw.direct, "--direct", self.direct);
         one(&mut raw.hosts, "--hosts", self.hosts);
+        many(&mut raw.route, "--route", self.route);
+        one(&mut raw.accept_routes, "--accept-routes", self.accept_routes);
+        one(&mut raw.exit, "--exit", self.exit);
+        one(&mut raw.exit_node, "--exit-node", self.exit_node);
+        one(&mut raw.masquerade, "--masquerade", self.masquerade);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
         one(&mut raw.scorecard_format, "--scorecard-format", self.scorecard_format);

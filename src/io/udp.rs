@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::policy::mark_underlay;
 use crate::ids::UplinkId;
 
 /// A bound UDP socket. All methods take `&self`: one task reads, anyone sends.
@@ -67,6 +68,7 @@ impl UdpUplink {
             socket.set_only_v6(true).map_err(failed("IPV6_V6ONLY"))?;
         }
         socket.bind(&addr.into()).map_err(failed("bind"))?;
+        mark_underlay(&socket);
         grow_buffers(&socket, buffer_bytes);
 
         let socket = UdpSocket::from(socket);

@@ -8,6 +8,7 @@ pub mod mac_learning;
 pub mod peer_table;
 pub mod ping;
 pub mod relay;
+pub mod routes;
 pub mod server_link;
 pub mod store;
 pub mod tap_reader;

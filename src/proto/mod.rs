@@ -23,6 +23,7 @@ pub mod peers;
 pub mod records;
 pub mod relaying;
 pub mod replay;
+pub mod routes;
 pub mod segment;
 pub mod server_link;
 pub mod session;

@@ -393,6 +393,8 @@ impl Peers {
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
             | Control::Observed { .. }
+            | Control::RouteOffer { .. }
+            | Control::RouteTable { .. }
             | Control::Stats { .. } => {}
         }
     }
@@ -717,6 +719,8 @@ impl Peers {
             | Control::PeerDelta { .. }
             | Control::MapHave { .. }
             | Control::Observed { .. }
+            | Control::RouteOffer { .. }
+            | Control::RouteTable { .. }
             | Control::Stats { .. } => {}
         }
     }

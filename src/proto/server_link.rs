@@ -90,7 +90,7 @@ pub enum Output {
     Attached(Endpoint),
     /// It does not answer.
     Detached,
-    /// For the peer table: `PeerDelta`, `PeerAnswer`, `Revoke`.
+    /// For the peer table: `PeerDelta`, `PeerAnswer`, `Revoke`; for the routes: `RouteTable`.
     Passed(Control),
     /// How the server sees us.
     Observed(SocketAddr),
@@ -168,6 +168,8 @@ pub struct ServerLink {
     ack: bool,
     candidates: (u32, Vec<Candidate>),
     stats: Option<Control>,
+    /// What we forward to and which table of routes we have; goes with every [`Control::MapHave`].
+    offer: Option<Control>,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -221,6 +223,7 @@ impl ServerLink {
             ack: false,
             candidates: (0, Vec::new()),
             stats: None,
+            offer: None,
             rng: StdRng::from_seed(seed),
             outputs: VecDeque::new(),
         }
@@ -253,6 +256,14 @@ impl ServerLink {
     /// Our totals, to be sent with the next statistics.
     pub fn set_stats(&mut self, stats: Control) {
         self.stats = Some(stats);
+    }
+
+    /// What is offered for routing, a [`Control::RouteOffer`]: said at once, and with every keepalive.
+    pub fn set_offer(&mut self, offer: Control) {
+        if self.offer.as_ref() != Some(&offer) {
+            self.offer = Some(offer);
+            self.ack = true;
+        }
     }
 
     /// The newest certificate, for handshakes.
@@ -297,7 +308,7 @@ impl ServerLink {
 
     pub fn poll_output(&mut self) -> Option<Output> {
         if std::mem::take(&mut self.ack) && self.attached {
-            self.say(&Control::MapHave { version: self.map_version });
+            self.say_have();
         }
         self.outputs.pop_front()
     }
@@ -373,7 +384,7 @@ impl ServerLink {
         if let Some(link) = &self.link {
             link.mark(now);
         }
-        self.say(&Control::MapHave { version: self.map_version });
+        self.say_have();
     }
 
     fn run_enrolment(&mut self, now: Instant) {
@@ -709,7 +720,10 @@ impl ServerLink {
                 self.outputs.push_back(Output::SessionsChanged);
                 self.detach(now);
             }
-            message @ (Control::PeerDelta { .. } | Control::PeerAnswer { .. } | Control::Revoke(_)) => {
+            message @ (Control::PeerDelta { .. }
+            | Control::PeerAnswer { .. }
+            | Control::Revoke(_)
+            | Control::RouteTable { .. }) => {
                 self.outputs.push_back(Output::Passed(message));
             }
             // What only clients or peers say.
@@ -720,6 +734,7 @@ impl ServerLink {
             | Control::LeaseRelease
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
+            | Control::RouteOffer { .. }
             | Control::Stats { .. } => {}
         }
     }
@@ -748,11 +763,24 @@ impl ServerLink {
         }
     }
 
+    /// What we have of the map, and the offer, in one datagram: its answer says that both came.
+    fn say_have(&mut self) {
+        let mut list = Control::MapHave { version: self.map_version }.to_bytes();
+        if let Some(offer) = &self.offer {
+            offer.encode(&mut list);
+        }
+        self.say_list(&list);
+    }
+
     /// Sends something of the peer table to the server, if it is there.
     pub fn say(&mut self, message: &Control) {
+        self.say_list(&message.to_bytes());
+    }
+
+    fn say_list(&mut self, list: &[u8]) {
         let (Some(link), Some(to)) = (&self.link, self.endpoint) else { return };
         let Some(session) = link.session() else { return };
-        if let Ok(datagram) = session.seal_control(&message.to_bytes()) {
+        if let Ok(datagram) = session.seal_control(list) {
             self.outputs.push_back(Output::Send { to, datagram });
         }
     }

@@ -61,6 +61,7 @@ fn role(snapshot: &Snapshot) -> Map<String, Value> {
             "node": part.node,
             "server": part.server,
             "gateway": part.gateway,
+            "routing": part.routing,
             "peers": part.peers,
         }),
         Role::Server(part) => {

@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod json;
 pub mod map;
 pub mod prometheus;
+pub mod routes;
 pub mod snapshot;
 pub mod stats_text;
 

@@ -366,6 +366,7 @@ mod tests {
             tx_frames: 4,
             session_age_seconds: None,
             suite: None,
+            routes: Vec::new(),
         };
         let node = ClientNode {
             name: "ada".into(),
@@ -388,7 +389,13 @@ mod tests {
             network: None,
         };
         let peers = rtts.iter().enumerate().map(peer).collect();
-        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), peers })))
+        snapshot(Role::Client(Box::new(ClientPart {
+            node,
+            server,
+            gateway: Gateway::none(),
+            routing: Default::default(),
+            peers,
+        })))
     }
 
     fn server_of() -> Snapshot {
@@ -412,6 +419,8 @@ mod tests {
             connected_seconds: None,
             joined_unix: 1,
             rights: Vec::new(),
+            routes: Vec::new(),
+            rejected_routes: Vec::new(),
             rx_bytes: 5,
             tx_bytes: 6,
             rx_bits_per_second: None,

@@ -11,8 +11,18 @@ use serde_json::json;
 use crate::load::Load;
 use crate::stage::{SOON, Stage, alone, is_long, ms, status, until};
 
-const CLIENT: [&str; 9] =
-    ["tap_reader", "udp_path", "peer_table", "server_link", "mac_learning", "upnp", "names", "stats", "control"];
+const CLIENT: [&str; 10] = [
+    "tap_reader",
+    "udp_path",
+    "peer_table",
+    "server_link",
+    "mac_learning",
+    "upnp",
+    "names",
+    "routes",
+    "stats",
+    "control",
+];
 const SERVER: [&str; 8] = ["coordinator", "relay", "store", "udp_path", "tcp_path", "upnp", "stats", "control"];
 /// Between two panics of one actor.
 const ROUND: Duration = Duration::from_millis(3500);

@@ -23,6 +23,7 @@ mod offload;
 mod options;
 mod outputs;
 mod readme;
+mod routes;
 mod secrecy;
 mod setup;
 #[path = "../shared/turn.rs"]

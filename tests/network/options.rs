@@ -293,7 +293,7 @@ fn sighup_takes_what_it_can_names_what_needs_a_restart_and_leaves_a_broken_file_
     fs::rename(&log, directory.join("moved.log")).expect("moved");
     let after = format!(
         "(advertise: [{SERVER:?}, \"vpn.example.org\"], log: {:?}, log_level: \"debug\", open: true, port: 5, \
-         invite_expiry: \"1h\", members: [(name: \"ada\", rights: [\"bridge\"]), (name: \"bob\", address: \
+         allow_routes: [\"ada=10.1.0.0/16\"], invite_expiry: \"1h\", members: [(name: \"ada\", rights: [\"bridge\"]), (name: \"bob\", address: \
          \"192.168.43.77\")])",
         log.display().to_string()
     );
