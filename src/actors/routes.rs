@@ -17,7 +17,7 @@ use super::changes::{ALL, Changes, Setting};
 use super::client::ClientShared;
 use super::ext::{Caster, Service, StopReason};
 use crate::io::netlink::{Netlink, NetlinkError, NetlinkWatch, RouteEntry};
-use crate::io::nft::{Forwarding, forward, forward_table};
+use crate::io::nft::{Forwarding, forward, forward_table, is_private};
 use crate::io::policy::{self, Hop, Rule};
 use crate::messages::routes::{Look, TableCame};
 use crate::messages::server_link::Offer;
@@ -442,10 +442,12 @@ fn defaults(mains: &[RouteEntry]) -> Vec<String> {
 
 /// The interfaces by which this machine reaches a subnet: of the narrowest route that covers it, or of those inside it.
 fn way_to(mains: &[RouteEntry], subnet: &IpNet) -> Vec<String> {
-    if *subnet == EXIT {
-        return defaults(mains);
-    }
     let named = || mains.iter().filter(|route| !route.name.is_empty());
+    if *subnet == EXIT {
+        // The default route, and what else of the Internet is nearer.
+        let beyond = named().filter(|route| route.dst.addr().is_ipv4() && !is_private(&route.dst));
+        return beyond.map(|route| route.name.clone()).collect();
+    }
     let inside = named().filter(|route| subnet.contains(&route.dst)).map(|route| route.name.clone());
     let around = named().filter(|route| route.dst.contains(subnet));
     let narrowest = around.max_by_key(|route| (route.dst.prefix_len(), std::cmp::Reverse(route.priority)));

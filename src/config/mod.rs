@@ -594,7 +594,7 @@ mod tests {
     #[test]
     fn what_is_taken_from_a_newer_file_is_what_the_list_says() {
         let text = r#"(port: 1, network: "10.0.0.0/24", advertise: ["a"], open: true, members: [(name: "b")],
-            invite_expiry: "1h", log_level: "debug", log: "", log_keep: 1)"#;
+            allow_routes: ["b=exit"], invite_expiry: "1h", log_level: "debug", log: "", log_keep: 1)"#;
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("x.ron");
         std::fs::write(&path, text).expect("written");

@@ -322,18 +322,19 @@ mod tests {
 
     #[test]
     fn every_option_reaches_its_key() {
-        let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
-                    --members=9 --control=10 --invite-expiry=11 --scorecard=12 --scorecard-format=13 --stats=14 \
-                    --metrics=15 --graphviz=16 --log-level=17 --log=18 --log-format=19 --log-max-size=20 \
-                    --log-max-age=21 --log-keep=22 --upnptimeout=23";
+        let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 \
+                    --open=8 --members=9 --allow-routes=10 --control=11 --invite-expiry=12 --scorecard=13 \
+                    --scorecard-format=14 --stats=15 --metrics=16 --graphviz=17 --log-level=18 --log=19 \
+                    --log-format=20 --log-max-size=21 --log-max-age=22 --log-keep=23 --upnptimeout=24";
         let mut raw = ServerRaw::default();
         parse::<ServerOptions>(line).lay_over(&mut raw);
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 \
-                    --scorecard-format=16 --stats=17 --metrics=18 --log-level=19 --log=20 --log-format=21 \
-                    --log-max-size=22 --log-max-age=23 --log-keep=24 --upnptimeout=25";
+                    --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --route=14 --accept-routes=15 --exit=16 \
+                    --exit-node=17 --masquerade=18 --control=19 --scorecard=20 --scorecard-format=21 --stats=22 \
+                    --metrics=23 --log-level=24 --log=25 --log-format=26 --log-max-size=27 --log-max-age=28 \
+                    --log-keep=29 --upnptimeout=30";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

@@ -28,7 +28,7 @@ mod forward;
 
 use std::io;
 
-pub use forward::{Forwarding, forward, forward_table, remove_table};
+pub use forward::{Forwarding, forward, forward_table, is_private, remove_table};
 
 use super::netlink::netlink_socket;
 

@@ -40,10 +40,10 @@ fn a_published_subnet_is_reached_by_those_who_accept_routes_and_by_nobody_else()
     let Gate { node: gate, host } = gate(&mut world);
     let [ada, bob] = ["ada", "bob"].map(|name| world.client(name));
     // Two that gate would publish as well: ada has the one, nobody has allowed the other.
-    run_in(&ada.ns, "ip link add own type dummy");
+    run_in(&ada.ns, "ip link add own type bridge");
     run_in(&ada.ns, "ip link set own up");
     run_in(&ada.ns, "ip address add 10.2.7.1/24 dev own");
-    run_in(&gate.ns, "ip link add more type dummy");
+    run_in(&gate.ns, "ip link add more type bridge");
     run_in(&gate.ns, "ip link set more up");
     run_in(&gate.ns, "ip address add 10.2.0.1/16 dev more");
     run_in(&gate.ns, "ip address add 10.3.0.1/16 dev more");
@@ -128,6 +128,14 @@ fn a_subnet_comes_and_goes_with_the_servers_word_and_outlives_the_server() {
     until("ada to reach the host", || answers(&ada, "10.1.0.5"));
     assert!(ping_once(&_host, None, address(&ada), SOON).is_some(), "and the other way");
 
+    write("");
+    world.server.hang_up().expect("signalled");
+    until("the route to go", || !answers(&ada, "10.1.0.1"));
+    until("gate to forward no more", || forwarding(&gate.ns, "lan") == "0");
+    write("\"gate=10.1.0.0/16\"");
+    world.server.hang_up().expect("signalled");
+    until("the route to be back", || answers(&ada, "10.1.0.5"));
+
     world.server.kill().expect("killed");
     assert!(answers(&ada, "10.1.0.5"), "without the server");
     world.server.start(&["--advertise", SERVER, "--config", &path]).expect("started");
@@ -136,11 +144,6 @@ fn a_subnet_comes_and_goes_with_the_servers_word_and_outlives_the_server() {
         leases.iter().any(|lease| lease.name == "gate" && lease.routes == ["10.1.0.0/16"])
     });
     assert!(answers(&ada, "10.1.0.5"));
-
-    write("");
-    world.server.hang_up().expect("signalled");
-    until("the route to go", || !answers(&ada, "10.1.0.1"));
-    until("gate to forward no more", || forwarding(&gate.ns, "lan") == "0");
 }
 
 #[test]
@@ -176,8 +179,6 @@ fn n_15_the_internet_is_reached_through_the_exit_and_the_underlay_keeps_out_of_i
     let pings = (0..50).filter(|_| answers(&ada, "192.0.2.99")).count();
     assert!(answers(&ada, "198.51.100.4"), "the witness");
     assert_eq!(pings, 50);
-    let ports = [ada.client_status(), gate.client_status()].map(|status| status.expect("a status")).len();
-    assert_eq!(ports, 2);
     let frames = capture.frames();
     let ours = underlay_ports(&[&ada, &gate]);
     let underlay = frames.iter().filter(|frame| {
@@ -188,7 +189,7 @@ fn n_15_the_internet_is_reached_through_the_exit_and_the_underlay_keeps_out_of_i
     assert!(frames.len() >= 100, "{}", frames.len());
     assert_eq!(underlay, 0, "N-15");
     let sources: Vec<_> = seen.frames().iter().filter_map(|frame| echo_source(&frame.frame)).collect();
-    assert!(!sources.is_empty() && sources.iter().all(|from| *from == Ipv4Addr::new(198, 51, 100, 2)), "{sources:?}");
+    assert!(!sources.is_empty() && sources.iter().all(|from| *from == Ipv4Addr::new(198, 51, 100, 3)), "{sources:?}");
     // Nothing leaks by the other family, and what the LAN has stays in the LAN.
     let out6 = finish_in(&ada.ns, Command::new("ip").args(["-6", "route", "get", "2001:db8:ffff::1"]));
     assert!(!out6.status.success(), "{}", text(&out6.stdout));

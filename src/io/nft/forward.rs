@@ -21,7 +21,7 @@
 //! }
 //! ```
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{
     Batch, CT_ESTABLISHED, CT_RELATED, Message, NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_MSG_NEWTABLE, NFTA_CMP_DATA,
@@ -44,6 +44,11 @@ pub struct Forwarding {
 
 /// What no exit leads to: these are somebody's own networks, and published one by one.
 const PRIVATE: [&str; 5] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"];
+
+/// Whether all of a network is what no exit leads to.
+pub fn is_private(net: &IpNet) -> bool {
+    PRIVATE.iter().any(|private| private.parse::<IpNet>().is_ok_and(|private| private.contains(net)))
+}
 
 /// The table of a device.
 pub fn forward_table(device: &str) -> String {
