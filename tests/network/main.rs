@@ -22,6 +22,7 @@ mod notify;
 mod offload;
 mod options;
 mod outputs;
+mod package;
 mod readme;
 mod routes;
 mod secrecy;
