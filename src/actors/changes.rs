@@ -124,7 +124,11 @@ mod tests {
         let changes = Changes {
             rules: vec![Rule::main_first(false, 5000), Rule::unmarked(true, 5001, 52000)],
             closed: Some(52000),
-            forwarding: vec![Setting { path: "ipv4/conf/eth0/forwarding".into(), before: "0".into(), ours: "1".into() }],
+            forwarding: vec![Setting {
+                path: "ipv4/conf/eth0/forwarding".into(),
+                before: "0".into(),
+                ours: "1".into(),
+            }],
             loosened: Vec::new(),
             firewall: Some("eps-actor-eps0".into()),
         };

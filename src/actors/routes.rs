@@ -25,6 +25,8 @@ use crate::proto::peers::leased_networks;
 use crate::proto::routes::{Assembly, EXIT, Existing, Exit, Facts, Plan, Publisher, RouteTable, plan};
 use crate::wire::control::Control;
 
+/// The last table of routes, for a start without the server.
+pub const TABLE_FILE: &str = "route-table.json";
 /// How often it is looked whether members have changed, where there is something to do.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often everything is looked at, though nothing seems to have changed: others change routes and settings, too.
@@ -86,7 +88,13 @@ pub struct Routes {
 
 impl Routes {
     pub fn new(shared: Arc<ClientShared>, offer: Caster<Offer>, look: Caster<Look>) -> Self {
-        let state = RoutesView::clone(&shared.routes.load());
+        let mut state = RoutesView::clone(&shared.routes.load());
+        if state.table.version == 0
+            && let Some(network) = network(&shared)
+            && let Ok(Some(bytes)) = shared.state.read(TABLE_FILE)
+        {
+            state.table = RouteTable::load(&bytes, network).unwrap_or_default();
+        }
         Self {
             shared,
             offer,
@@ -160,7 +168,8 @@ impl Routes {
         self.tell("machine", done.as_ref().err().map(ToString::to_string));
         // What failed, or is not told yet, is looked at again next time.
         self.last = (done.is_ok() && self.said_exit == self.state.plan.exit).then_some((inputs, now));
-        self.state.trouble = (!self.told.is_empty()).then(|| self.told.values().cloned().collect::<Vec<_>>().join("; "));
+        self.state.trouble =
+            (!self.told.is_empty()).then(|| self.told.values().cloned().collect::<Vec<_>>().join("; "));
         self.publish();
     }
 
@@ -341,6 +350,13 @@ impl Routes {
         Ok(())
     }
 
+    fn keep_table(&self) {
+        let Some(network) = network(&self.shared) else { return };
+        if let Err(error) = self.shared.state.write_atomic(TABLE_FILE, &self.state.table.save(network)) {
+            log::debug!("the table of routes is not kept for the next start: {error}");
+        }
+    }
+
     fn publish(&self) {
         self.shared.routes.store(Arc::new(self.state.clone()));
     }
@@ -402,6 +418,12 @@ impl Routes {
         let list = own_offer(&self.shared);
         self.offer.cast(Offer(Control::RouteOffer { have: self.state.table.version, list }));
     }
+}
+
+/// The id of the network we are in.
+fn network(shared: &ClientShared) -> Option<u64> {
+    let pinned = **shared.pinned.load();
+    pinned.map(|pinned| pinned.network.0)
 }
 
 /// What this machine would forward to.
@@ -498,8 +520,14 @@ fn noted_too(noted: &mut Vec<Setting>, more: &[Setting]) {
 fn set(setting: &Setting) -> Result<(), String> {
     let Setting { path, ours, .. } = setting;
     let name = path.replace('/', ".");
-    policy::set(path, ours)
-        .map_err(|error| format!("net.{name} cannot be set ({error}); run `sysctl -w net.{name}={ours}` as root"))
+    policy::set(path, ours).map_err(|error| {
+        // A unit that may not write settings finds this one made for new devices, too.
+        let advice = match name.ends_with(".forwarding") {
+            true => "write net.ipv4.ip_forward=1 into a file in /etc/sysctl.d".to_owned(),
+            false => format!("run `sysctl -w net.{name}={ours}`"),
+        };
+        format!("net.{name} cannot be set ({error}); {advice}, as root")
+    })
 }
 
 impl Actor for Routes {
@@ -523,6 +551,7 @@ impl Actor for Routes {
         if self.is_wanted() {
             self.watch();
         }
+        self.publish();
         self.say_offer();
         Ok(())
     }
@@ -567,6 +596,7 @@ impl Handler<TableCame> for Routes {
         let Control::RouteTable { version, part, parts, routes } = part else { return };
         if let Some(table) = self.assembly.take(version, part, parts, routes) {
             self.state.table = table;
+            self.keep_table();
             self.publish();
             self.say_offer();
             self.look(false).await;

@@ -124,11 +124,9 @@ fn table_route(table: u32, dst: IpNet, hop: Hop) -> RouteMessage {
         .expect("an IpNet has a prefix of its own family")
         .table_id(table);
     match hop {
-        Hop::Via { gateway, ifindex } => route
-            .gateway(gateway)
-            .expect("gateways are of their route's family")
-            .output_interface(ifindex)
-            .build(),
+        Hop::Via { gateway, ifindex } => {
+            route.gateway(gateway).expect("gateways are of their route's family").output_interface(ifindex).build()
+        }
         Hop::Unreachable => route.kind(RouteType::Unreachable).priority(LAST).build(),
     }
 }
@@ -164,12 +162,14 @@ mod tests {
     }
 
     fn dump(ns: &Netns) -> String {
-        ["rule", "-6 rule", "route show table all", "-6 route show table all"].map(|what| {
-            let mut command = Command::new("ip");
-            command.args(what.split(' ')).stdout(std::process::Stdio::piped());
-            let output = ns.spawn(&mut command).expect("ip").wait_with_output().expect("its output");
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        }).concat()
+        ["rule", "-6 rule", "route show table all", "-6 route show table all"]
+            .map(|what| {
+                let mut command = Command::new("ip");
+                command.args(what.split(' ')).stdout(std::process::Stdio::piped());
+                let output = ns.spawn(&mut command).expect("ip").wait_with_output().expect("its output");
+                String::from_utf8_lossy(&output.stdout).into_owned()
+            })
+            .concat()
     }
 
     #[test]
@@ -183,8 +183,10 @@ mod tests {
         ns.add_default_route(std::net::Ipv4Addr::new(198, 51, 100, 1)).expect("a route");
         let before = dump(&ns);
         let netlink = ns.netlink().expect("netlink");
-        let rules: Vec<Rule> =
-            [false, true].iter().flat_map(|six| [Rule::main_first(*six, 5000), Rule::unmarked(*six, 5001, 52000)]).collect();
+        let rules: Vec<Rule> = [false, true]
+            .iter()
+            .flat_map(|six| [Rule::main_first(*six, 5000), Rule::unmarked(*six, 5001, 52000)])
+            .collect();
         let gateway = "192.168.43.1".parse().expect("an address");
         let (all, all6) = (net("0.0.0.0/0"), net("::/0"));
         smol::block_on(async {

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
 use crate::ids::PublicKey;
 use crate::wire::control::{Control, PublishedRoute, TABLE_PART, TABLE_PARTS_MAX};
@@ -278,6 +279,36 @@ pub struct RouteTable {
     pub routes: Vec<PublishedRoute>,
 }
 
+impl RouteTable {
+    /// Writes the table down, for a start without the server. `network` is the network's id: versions of another one mean
+    /// nothing here.
+    pub fn save(&self, network: u64) -> Vec<u8> {
+        let routes = self.routes.iter().map(|route| (u64::from_le_bytes(route.member), route.subnet)).collect();
+        let saved = Saved { format: 1, network, version: self.version, routes };
+        serde_json::to_vec(&saved).expect("plain values")
+    }
+
+    /// Reads a table back; `None` for one of another network, or a file that is none.
+    pub fn load(bytes: &[u8], network: u64) -> Option<Self> {
+        let saved: Saved = serde_json::from_slice(bytes).ok()?;
+        if (saved.format, saved.network) != (1, network) || saved.routes.len() > ROUTES_MAX {
+            return None;
+        }
+        let routes =
+            saved.routes.into_iter().map(|(id, subnet)| PublishedRoute { member: id.to_le_bytes(), subnet }).collect();
+        Some(Self { version: saved.version, routes })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    format: u32,
+    network: u64,
+    version: u64,
+    routes: Vec<(u64, IpNet)>,
+}
+
 /// Puts the parts of a table together.
 #[derive(Debug, Default)]
 pub struct Assembly {
@@ -440,7 +471,8 @@ mod tests {
     fn read(board: &RouteBoard) -> RouteTable {
         let mut assembly = Assembly::default();
         let whole = board.parts().into_iter().rev().filter_map(|part| {
-            let [Control::RouteTable { version, part, parts, routes }] = &Control::decode_list(&part.to_bytes()).ok()?[..]
+            let [Control::RouteTable { version, part, parts, routes }] =
+                &Control::decode_list(&part.to_bytes()).ok()?[..]
             else {
                 return None;
             };
@@ -548,8 +580,23 @@ mod tests {
     }
 
     #[test]
+    fn a_table_reads_back_in_its_own_network_only() {
+        let table = table(&[(1, "10.1.0.0/16"), (2, "0.0.0.0/0")]);
+        let saved = table.save(7);
+        assert_eq!(RouteTable::load(&saved, 7), Some(table));
+        assert_eq!(RouteTable::load(&saved, 8), None);
+        assert_eq!(RouteTable::load(b"{}", 7), None);
+    }
+
+    #[test]
     fn routes_are_taken_up_only_when_asked_for_and_never_over_what_the_machine_has() {
-        let table = table(&[(1, "10.1.0.0/16"), (2, "10.1.0.0/16"), (1, "10.2.0.0/16"), (2, "10.3.0.0/16"), (9, "10.9.0.0/16")]);
+        let table = table(&[
+            (1, "10.1.0.0/16"),
+            (2, "10.1.0.0/16"),
+            (1, "10.2.0.0/16"),
+            (2, "10.3.0.0/16"),
+            (9, "10.9.0.0/16"),
+        ]);
         let publishers = publishers();
         let existing = [Existing { net: net("10.2.7.0/24"), interface: "eth0".into() }];
         let (own, published) = (nets(&["192.168.43.0/24"]), nets(&["10.3.3.0/24"]));

@@ -65,8 +65,10 @@ fn values_that_are_left_out_are_the_paths_of_the_manual_wherever_the_option_stan
     }
     let _turn = beside();
     let world = World::new();
-    start_in_own_var_log(&world.server, "--scorecard --sequential --log");
-    for (file, part) in [("eps_server.stats", "\"schema\""), ("eps_server.log", "SIGUSR1: status")] {
+    start_in_own_var_log(&world.server, "--scorecard --graphviz --sequential --log");
+    for (file, part) in
+        [("eps_server.stats", "\"schema\""), ("eps.gv", "graph \""), ("eps_server.log", "SIGUSR1: status")]
+    {
         let path = in_var_log(&world.server, file);
         until(file, || {
             world.server.ask_status().expect("asked");

@@ -24,8 +24,8 @@
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
-    Batch, CT_ESTABLISHED, CT_RELATED, Message, NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_MSG_NEWTABLE, NFTA_CMP_DATA,
-    NFTA_CMP_OP, NFTA_CMP_SREG, NFTA_TABLE_NAME, NftError, PRIORITY_FILTER, PRIORITY_SRCNAT, NFT_REG_1,
+    Batch, CT_ESTABLISHED, CT_RELATED, Message, NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_MSG_NEWTABLE, NFT_REG_1,
+    NFTA_CMP_DATA, NFTA_CMP_OP, NFTA_CMP_SREG, NFTA_TABLE_NAME, NftError, PRIORITY_FILTER, PRIORITY_SRCNAT,
 };
 
 /// What may pass.
@@ -247,7 +247,9 @@ mod tests {
                 assert!(rules.contains(line), "{line} in {rules}");
             }
         }
-        assert!(ping_once(&host, None, "192.168.43.2".parse().expect("an address"), Duration::from_millis(200)).is_none());
+        assert!(
+            ping_once(&host, None, "192.168.43.2".parse().expect("an address"), Duration::from_millis(200)).is_none()
+        );
 
         gate.run(|| remove_table(&forward_table("eps0"))).expect("gone");
         gate.run(|| remove_table(&forward_table("eps0"))).expect("gone already");
