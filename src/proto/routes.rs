@@ -161,8 +161,9 @@ impl RouteBoard {
         list.sort_unstable();
         list.dedup();
         let reader = self.readers.entry(key).or_insert(Reader { have, next: now, tries: 0 });
-        if reader.have != have || have != self.version {
-            *reader = Reader { have, next: now, tries: 0 };
+        (reader.have, reader.tries) = (have, 0);
+        if have != self.version {
+            reader.next = now;
         }
         let known = self.offers.get(&key);
         if known.is_some_and(|offer| offer.name == name && offer.list == list) || known.is_none() && list.is_empty() {
@@ -266,7 +267,8 @@ impl RouteBoard {
             self.table = table;
             self.version += 1;
             for reader in self.readers.values_mut() {
-                (reader.next, reader.tries) = (now, 0);
+                // Whoever was just told waits a moment: a publisher that changes its mind all the time costs a table a second.
+                (reader.next, reader.tries) = (reader.next.min(now + TELL_AGAIN), 0);
             }
         }
     }
@@ -523,7 +525,9 @@ mod tests {
         }
         assert!(board.due(now + TELL_AGAIN).is_empty());
         board.offered(key(1), "gate", (0, nets(&["10.1.0.0/16"])), now);
-        assert_eq!(board.due(now), [key(1), key(2), key(3)]);
+        assert_eq!(board.due(now), [key(1)]);
+        now += TELL_AGAIN;
+        assert_eq!(board.due(now), [key(1), key(2), key(3)], "who was told a moment ago is told once for all changes");
         for _ in 0..2 * TELL_TRIES {
             now += TELL_AGAIN;
             board.due(now);
