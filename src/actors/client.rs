@@ -48,6 +48,8 @@ pub struct ClientShared {
     pub events: EventLog,
     /// What was said while running of how several paths are used: for all, and for one.
     pub modes: ArcSwap<(Option<Mode>, BTreeMap<PublicKey, Mode>)>,
+    /// Subnets beyond the network, ours and others'.
+    pub routes: ArcSwap<super::routes::RoutesView>,
     /// What the gateway maps to us.
     pub gateway: super::upnp::GatewayCell,
     /// What the NAT in front of us does, and our addresses as peers are told: for whoever is restarted, and the status.

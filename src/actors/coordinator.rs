@@ -32,6 +32,7 @@ use crate::proto::lease::{Order, Pool, PoolConfig, PoolError};
 use crate::proto::link::{Node, no_psk};
 use crate::proto::noise::Identity;
 use crate::proto::records::{NetworkRecord, StoreOp};
+use crate::proto::routes::own_networks;
 use crate::view::MemberView;
 use crate::wire::handshake::Hint;
 use crate::wire::header::Kind;
@@ -190,6 +191,8 @@ impl Coordinator {
         if let Err(error) = core.reconfigure(config.open, rights(&config), pins(&config), now) {
             log::warn!("what the configuration says of members is not taken: {error}");
         }
+        let own = own_networks(self.shared.config.network, self.network6);
+        core.approve_routes(config.allow_routes.clone(), own, now);
         self.changed = true;
     }
 
@@ -243,6 +246,7 @@ impl Coordinator {
                         Event::Moved { .. }
                         | Event::Refused { .. }
                         | Event::Removed { .. }
+                        | Event::RouteRejected { .. }
                         | Event::StoreFailed { .. } => {}
                     }
                     let (kind, text) = words(&event);
@@ -302,6 +306,9 @@ fn words(event: &Event) -> (&'static str, String) {
         Event::Moved { name, from } => ("moved members", format!("{name} speaks from {from}")),
         Event::Left { name, why } => ("members that left", format!("{name} left: {why}")),
         Event::Refused { name, why } => ("refused members", format!("{name} was refused: {why}")),
+        Event::RouteRejected { name, subnet, why } => {
+            ("routes not published", format!("{name} would publish {subnet}, and may not: {why}"))
+        }
         Event::Removed { name } => ("removed members", format!("{name} was removed; its lease is free")),
         Event::StoreFailed { why } => ("failures of the store", format!("the store failed: {why}")),
     }

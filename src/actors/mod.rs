@@ -1,5 +1,6 @@
 //! Thin actors: each owns a core, a mailbox and perhaps a reading end, and decides nothing.
 
+pub mod changes;
 pub mod client;
 pub mod control;
 pub mod coordinator;
@@ -11,6 +12,7 @@ pub mod names;
 pub mod neighbours;
 pub mod peer_table;
 pub mod relay;
+pub mod routes;
 pub mod server_link;
 pub mod service_manager;
 pub mod stats;

@@ -14,6 +14,7 @@ use super::client::{ClientShared, Ending, SavedNetwork, seed};
 use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason};
 use super::uplink_keeper::ports_at;
+use super::routes::own_offer;
 use crate::counters::{DropReason, add};
 use crate::ids::Endpoint;
 use crate::io::holes::send_from_new_socket;
@@ -21,8 +22,9 @@ use crate::io::netlink::{Netlink, NetlinkWatch};
 use crate::io::surroundings::{Change, Surroundings};
 use crate::logging;
 use crate::messages::peer_table::{self, FromServer, Joined, OwnNat, ServerPlace, WaysChanged};
+use crate::messages::routes::TableCame;
 use crate::messages::server_link::{
-    Connected, MapAt, MappingChanged, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl,
+    Connected, MapAt, MappingChanged, Offer, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl,
     ServerInbound, UnderlayChanged,
 };
 use crate::messages::tap_reader::Configure;
@@ -55,6 +57,7 @@ pub struct ServerLinkCasts {
     pub uplinks: Caster<WaysChanged>,
     /// `None` where TCP is not to be used.
     pub connect: Option<(Caster<Connect>, Caster<Redial>)>,
+    pub table: Caster<TableCame>,
     /// To ourselves, for what tasks find out.
     pub own: (Caster<Resolved>, Caster<OwnCandidates>, Caster<UnderlayChanged>),
 }
@@ -123,6 +126,8 @@ impl ServerLink {
             connect.extend(last.map(|endpoint| endpoint.addr));
             connect.iter().for_each(|addr| core.resume_tcp(*addr, now));
         }
+        let (have, list) = (shared.routes.load().table.version, own_offer(&shared));
+        core.set_offer(Control::RouteOffer { have, list });
         Self {
             shared,
             casts,
@@ -169,6 +174,7 @@ impl ServerLink {
                     self.connect = wanted;
                     self.wish();
                 }
+                Output::Passed(part @ Control::RouteTable { .. }) => drop(self.casts.table.cast(TableCame(part))),
                 Output::Passed(message) => {
                     self.casts.from_server.cast(FromServer(message));
                 }
@@ -637,6 +643,14 @@ impl Handler<OwnStats> for ServerLink {
 
     async fn handle(&mut self, OwnStats(stats): OwnStats, _: &mut Context<Self>) {
         self.core.set_stats(stats);
+    }
+}
+
+impl Handler<Offer> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, Offer(offer): Offer, _: &mut Context<Self>) {
+        self.core.set_offer(offer);
     }
 }
 

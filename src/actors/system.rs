@@ -26,6 +26,7 @@ use super::names::Names;
 use super::neighbours::{Neighbours, NeighboursCasts};
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
+use super::routes::Routes;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
 use super::service_manager;
 use super::stats::{Outputs, Stats};
@@ -191,6 +192,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         map_version: Arc::new(AtomicU64::new(0)),
         events: EventLog::default(),
         modes: ArcSwap::default(),
+        routes: ArcSwap::default(),
         gateway: GatewayCell::default(),
         nat: ArcSwap::default(),
         candidates: ArcSwap::default(),
@@ -248,6 +250,7 @@ fn wire_client(
     let (dial, dial_mailbox) = Mailbox::<TcpDial>::bounded(EDGE_MAILBOX);
     let (stats, stats_mailbox) = Mailbox::<Stats>::bounded(EDGE_MAILBOX);
     let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
+    let (routes, routes_mailbox) = Mailbox::<Routes>::bounded(EDGE_MAILBOX);
 
     // The first to start is the last to stop: the gateway is asked to delete what it maps when all else is done.
     if let Some(lent) = client_upnp(shared) {
@@ -282,6 +285,7 @@ fn wire_client(
             .uplinks
             .tcp()
             .map(|_| (Caster::new(dial.clone(), counters.clone()), Caster::new(dial.clone(), counters.clone()))),
+        table: Caster::new(routes.clone(), counters.clone()),
         own: (
             Caster::new(server.clone(), counters.clone()),
             Caster::new(server.clone(), counters.clone()),
@@ -353,6 +357,11 @@ fn wire_client(
     let lent = shared.clone();
     supervisor.supervise(&threads.control, names_mailbox, move || Names::new(lent.clone()), Policy::RESTART);
 
+    let offer = Caster::new(server.clone(), counters.clone());
+    let (lent, look) = (shared.clone(), Caster::new(routes.clone(), counters.clone()));
+    let factory = move || Routes::new(lent.clone(), offer.clone(), look.clone());
+    supervisor.supervise(&threads.control, routes_mailbox, factory, Policy::RESTART);
+
     let sampler = Arc::new(Sampler::new(Source::Client(shared.clone()), supervisor.clone(), shared.started));
     let config = &shared.config;
     let outputs = Outputs {
@@ -376,6 +385,7 @@ fn wire_client(
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
     threads.keep(tap);
     threads.keep(names);
+    threads.keep(routes);
     threads.keep(server);
     threads.keep(stats);
     threads.keep(control_address);

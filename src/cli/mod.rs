@@ -11,6 +11,7 @@ pub mod members;
 pub mod orders;
 pub mod paths;
 pub mod reply;
+pub mod routes;
 pub mod selftest;
 pub mod status;
 pub mod table;

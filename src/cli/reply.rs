@@ -25,6 +25,7 @@ pub struct ClientStatus {
     pub server: ServerContact,
     pub gateway: Gateway,
     pub nat: Nat,
+    pub routing: Routing,
     pub peers: Vec<Peer>,
     pub counters: BTreeMap<String, f64>,
     pub actors: Vec<Actor>,
@@ -96,6 +97,45 @@ pub struct PortMapping {
     pub lifetime_seconds: Option<f64>,
 }
 
+/// What a client does for subnets beyond the network.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Routing {
+    pub published: Vec<String>,
+    pub not_allowed: Vec<String>,
+    pub accepted: Vec<AcceptedRoute>,
+    pub refused: Vec<RefusedRoute>,
+    pub exit: Option<ExitState>,
+    pub trouble: Option<String>,
+}
+
+/// A subnet that is reached through a member.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct AcceptedRoute {
+    pub subnet: String,
+    pub gateway: String,
+    pub peer: Option<String>,
+}
+
+/// A subnet that a member publishes and this machine does not take up.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct RefusedRoute {
+    pub subnet: String,
+    pub reason: String,
+}
+
+/// The way to the Internet.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ExitState {
+    pub peer: String,
+    /// `up`, `closed` or `waiting`.
+    pub state: String,
+    pub reason: Option<String>,
+}
+
 /// Another client, as a client sees it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -115,6 +155,8 @@ pub struct Peer {
     pub tx_bytes: u64,
     pub session_age_seconds: Option<f64>,
     pub suite: Option<String>,
+    /// Subnets it publishes; `0.0.0.0/0` is the Internet.
+    pub routes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -163,6 +205,10 @@ pub struct Lease {
     pub connected_seconds: Option<f64>,
     pub joined_unix: Option<u64>,
     pub rights: Vec<String>,
+    /// Subnets it publishes; `0.0.0.0/0` is the Internet.
+    pub routes: Vec<String>,
+    /// What it would publish and may not, with the reason.
+    pub rejected_routes: Vec<String>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
     pub peers: Vec<LeasePeer>,

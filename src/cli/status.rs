@@ -66,6 +66,7 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "server {endpoint}: {}", joined([Some(contact.as_str()), Some(&map), network.as_deref()]))?;
     print_gateway(&status.gateway, out)?;
     print_nat(&status.nat, out)?;
+    super::routes::print(&status.routing, out)?;
     print_peers(&status.peers, out)?;
     print_actors(&status.actors, out)?;
     print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;

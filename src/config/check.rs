@@ -11,16 +11,18 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use log::LevelFilter;
 
 use super::raw::{ClientRaw, Field, Keyed, MemberRaw, Node, Place, ServerRaw, Struct, Value, shorten};
 use super::units::{Expiry, duration, size};
 use super::{
-    ClientConfig, LogFormat, LogSettings, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, Uplink,
-    is_name, read_join_file,
+    ClientConfig, LogFormat, LogSettings, MemberPin, Network6, RIGHTS, Role, Routing, ScorecardFormat, ServerConfig,
+    Uplink, is_name, read_join_file,
 };
 use crate::proto::multipath::Mode;
+use crate::proto::routes::{Approval, EXIT, overlaps, routable};
+use crate::wire::control::OFFER_MAX;
 use crate::wire::join::{HostPort, JoinLine, MAX_HOSTS};
 
 /// One thing that is wrong. It prints as one line:
@@ -97,6 +99,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let advertise = check.hosts(raw.advertise.as_ref(), "advertise", port.unwrap_or(super::PORT));
     let open = check.boolean(raw.open.as_ref(), "open", false);
     let members = check.members(raw.members.as_ref(), network);
+    let allow_routes = check.allow_routes(raw.allow_routes.as_ref());
     let control = check.socket(raw.control.as_ref(), super::SERVER_CONTROL);
     let invite_expiry = check.expiry(raw.invite_expiry.as_ref());
     let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
@@ -126,6 +129,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
         advertise: advertise?,
         open: open?,
         members: members?,
+        allow_routes: allow_routes?,
         control: control?,
         invite_expiry: invite_expiry?,
         scorecard: scorecard?,
@@ -160,6 +164,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let multipath = check.multipath(raw.multipath.as_ref());
     let tcp = check.boolean(raw.tcp.as_ref(), "tcp", true);
     let hosts = check.optional_file(raw.hosts.as_ref(), "hosts", super::HOSTS);
+    let routing = check.routing(raw);
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
     let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
     let stats = check.boolean(raw.stats.as_ref(), "stats", false);
@@ -198,6 +203,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         multipath: multipath?,
         tcp: tcp?,
         hosts: hosts?,
+        routing: routing?,
         control: control?,
         scorecard: scorecard?,
         scorecard_format: scorecard_format?,
@@ -413,6 +419,82 @@ impl Check<'_> {
                 let found = format!("{} is pinned to the member {} too", node.written, at(&first));
                 self.tell(&node.place, key, found, "give each member an address of its own")
             }
+        }
+    }
+
+    /// Which member may publish what: `NAME=SUBNET`, or `NAME=exit`.
+    fn allow_routes(&mut self, node: Option<&Node>) -> Option<Vec<Approval>> {
+        const EXPECTED: &str = "write NAME=SUBNET or NAME=exit, like gate=10.1.0.0/16";
+        let Some(node) = node else { return Some(Vec::new()) };
+        self.list(node, "allow_routes", EXPECTED, |check, node, key| {
+            let text = check.text(node, key, EXPECTED)?;
+            let Some((name, subnet)) = text.split_once('=').filter(|(name, _)| is_name(name)) else {
+                return check.refuse(node, key, "names no member and subnet", EXPECTED);
+            };
+            let subnet = if subnet == "exit" { EXIT } else { check.subnet(node, subnet, key, EXPECTED)? };
+            Some(Approval { member: name.to_owned(), subnet })
+        })
+    }
+
+    fn routing(&mut self, raw: &ClientRaw) -> Option<Routing> {
+        const SUBNET: &str = "write ADDRESS/PREFIX of a network behind this machine, like 10.1.0.0/16";
+        let mut publish: Vec<IpNet> = Vec::new();
+        let published = match &raw.route {
+            None => Some(Vec::new()),
+            Some(node) => self.list(node, "route", SUBNET, |check, node, key| {
+                let text = check.text(node, key, SUBNET)?;
+                let subnet = check.subnet(node, text, key, SUBNET)?;
+                if let Some(other) = publish.iter().find(|other| overlaps(other, &subnet)) {
+                    return check.refuse(node, key, &format!("overlaps {other}"), "keep the wider of the two");
+                }
+                publish.push(subnet);
+                Some(subnet)
+            }),
+        };
+        if let (Some(node), true) = (&raw.route, publish.len() >= OFFER_MAX) {
+            // One place is kept for the exit.
+            let found = format!("there are {} subnets", publish.len());
+            return self.tell(&node.place, "route", found, format!("at most {}", OFFER_MAX - 1));
+        }
+        let accept = self.boolean(raw.accept_routes.as_ref(), "accept_routes", false);
+        let exit_node = self.boolean(raw.exit_node.as_ref(), "exit_node", false);
+        let masquerade = self.boolean(raw.masquerade.as_ref(), "masquerade", true);
+        let exit = match self.present(raw.exit.as_ref()) {
+            None => Some(None),
+            Some(node) => match self.text(node, "exit", NAME) {
+                Some("none") if matches!(node.place, Place::Option(_)) => Some(None),
+                Some(name) if is_name(name) => Some(Some(name.to_owned())),
+                Some(_) => self.refuse(node, "exit", "is not a name", NAME),
+                None => None,
+            },
+        };
+        if let (Some(Some(_)), Some(true), Some(node)) = (&exit, exit_node, &raw.exit_node) {
+            let found = "a machine that uses an exit cannot be one";
+            return self.tell(&node.place, "exit_node", found, "give exit or exit_node, not both");
+        }
+        Some(Routing {
+            publish: published?,
+            accept: accept?,
+            exit: exit?,
+            exit_node: exit_node?,
+            masquerade: masquerade?,
+        })
+    }
+
+    /// A subnet that can be published.
+    fn subnet(&mut self, node: &Node, text: &str, key: &str, expected: &str) -> Option<IpNet> {
+        let Ok(subnet) = text.parse::<IpNet>() else { return self.refuse(node, key, "is not a subnet", expected) };
+        if subnet.addr() != subnet.network() {
+            let better = format!("write {}", subnet.trunc());
+            return self.refuse(node, key, "is an address inside a subnet", better);
+        }
+        if subnet == EXIT {
+            let better = "for the way to the Internet, use --exit-node here and NAME=exit at the server";
+            return self.refuse(node, key, "is everything", better);
+        }
+        match routable(&subnet) {
+            Ok(()) => Some(subnet),
+            Err(why) => self.refuse(node, key, &format!("cannot be published: {why}"), expected),
         }
     }
 

@@ -19,10 +19,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use log::LevelFilter;
 
 use crate::proto::multipath::Mode;
+use crate::proto::routes::Approval;
 use crate::wire::join::{HostPort, JoinLine};
 use check::Problem;
 pub use options::{ClientOptions, ServerOptions};
@@ -107,6 +108,8 @@ pub struct ServerConfig {
     pub open: bool,
     /// Names, and pinned addresses, are unique; the addresses are hosts of `network`.
     pub members: Vec<MemberPin>,
+    /// Which subnets members may publish.
+    pub allow_routes: Vec<Approval>,
     /// The control socket; at most 107 bytes.
     pub control: PathBuf,
     /// For invitations that do not say otherwise.
@@ -140,6 +143,27 @@ pub enum ScorecardFormat {
     Prometheus,
     /// Lines of a name and a value, as EPS Conduits has them.
     Classic,
+}
+
+/// What a client does for routes beyond its network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Routing {
+    /// Subnets behind this machine, of IPv4, none overlapping another.
+    pub publish: Vec<IpNet>,
+    /// Subnets of others are taken up.
+    pub accept: bool,
+    /// The member that is the way to the Internet.
+    pub exit: Option<String>,
+    /// This machine is a way to the Internet for others.
+    pub exit_node: bool,
+    /// What is forwarded leaves with this machine's own address.
+    pub masquerade: bool,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self { publish: Vec::new(), accept: false, exit: None, exit_node: false, masquerade: true }
+    }
 }
 
 /// Where the log goes, and how.
@@ -204,6 +228,7 @@ compared! {
         "advertise": advertise,
         "open": open,
         "members": members,
+        "allow_routes": allow_routes,
         "control": control,
         "invite_expiry": invite_expiry,
         "scorecard": scorecard,
@@ -238,6 +263,11 @@ compared! {
         "multipath": multipath,
         "tcp": tcp,
         "hosts": hosts,
+        "route": routing.publish,
+        "accept_routes": routing.accept,
+        "exit": routing.exit,
+        "exit_node": routing.exit_node,
+        "masquerade": routing.masquerade,
         "control": control,
         "scorecard": scorecard,
         "scorecard_format": scorecard_format,
@@ -256,7 +286,7 @@ compared! {
 }
 
 /// Keys of a server that are taken while it runs; the others need a restart.
-pub const SERVER_LIVE: &[&str] = &["advertise", "open", "members", "invite_expiry", "log_level"];
+pub const SERVER_LIVE: &[&str] = &["advertise", "open", "members", "allow_routes", "invite_expiry", "log_level"];
 /// Keys of a client that are taken while it runs.
 pub const CLIENT_LIVE: &[&str] = &["log_level"];
 
@@ -268,6 +298,7 @@ impl ServerConfig {
             advertise: newer.advertise,
             open: newer.open,
             members: newer.members,
+            allow_routes: newer.allow_routes,
             invite_expiry: newer.invite_expiry,
             log_level: newer.log_level,
             ..self.clone()
@@ -342,6 +373,8 @@ pub struct ClientConfig {
     pub tcp: bool,
     /// The file that members' names are kept in, where given.
     pub hosts: Option<PathBuf>,
+    /// What others may reach through this machine.
+    pub routing: Routing,
     /// The control socket; at most 107 bytes.
     pub control: PathBuf,
     /// Written every 60 s where given.
@@ -592,7 +625,7 @@ mod tests {
     #[test]
     fn what_is_taken_from_a_newer_file_is_what_the_list_says() {
         let text = r#"(port: 1, network: "10.0.0.0/24", advertise: ["a"], open: true, members: [(name: "b")],
-            invite_expiry: "1h", log_level: "debug", log: "", log_keep: 1)"#;
+            allow_routes: ["b=exit"], invite_expiry: "1h", log_level: "debug", log: "", log_keep: 1)"#;
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("x.ron");
         std::fs::write(&path, text).expect("written");

@@ -41,6 +41,10 @@ pub struct ServerOptions {
     /// Fixed address and rights of a member, like printer=192.168.43.10,bridge; repeat for more [default: none]
     #[arg(long, visible_alias = "member", value_name = "NAME[=ADDRESS][,RIGHT]…")]
     pub members: Vec<String>,
+    /// Subnet a member may publish to the others, or exit for the way to the Internet, like gate=10.1.0.0/16; repeat or
+    /// separate by commas [default: none]
+    #[arg(long, value_name = "NAME=SUBNET|NAME=exit", value_delimiter = ',')]
+    pub allow_routes: Vec<String>,
     /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/server.sock]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
@@ -145,6 +149,24 @@ pub struct ClientOptions {
     /// Keep the members' names in the hosts file, /etc/hosts or another [default: none]
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub hosts: Option<String>,
+    /// IPv4 subnet behind this machine that the other members may reach through it, where the server allows it; repeat or
+    /// separate by commas [default: none]
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
+    pub route: Vec<String>,
+    /// Reach the subnets that other members publish [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub accept_routes: Option<String>,
+    /// Send everything for the Internet through this member, which must be an exit node; none sends it as without us
+    /// [default: none]
+    #[arg(long, value_name = "NAME")]
+    pub exit: Option<String>,
+    /// Be the way to the Internet for members that ask for it, where the server allows it [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub exit_node: Option<String>,
+    /// Give what members send through this machine its own address, so that nobody behind it needs a route back
+    /// [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub masquerade: Option<String>,
     /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/client.sock]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
@@ -204,6 +226,7 @@ impl ServerOptions {
         many(&mut raw.advertise, "--advertise", self.advertise);
         one(&mut raw.open, "--open", self.open);
         many(&mut raw.members, "--members", self.members);
+        many(&mut raw.allow_routes, "--allow-routes", self.allow_routes);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.invite_expiry, "--invite-expiry", self.invite_expiry);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
@@ -248,6 +271,11 @@ impl ClientOptions {
         one(&mut raw.multipath, "--multipath", self.multipath);
         one(&mut raw.tcp, "--tcp", self.tcp);
         one(&mut raw.hosts, "--hosts", self.hosts);
+        many(&mut raw.route, "--route", self.route);
+        one(&mut raw.accept_routes, "--accept-routes", self.accept_routes);
+        one(&mut raw.exit, "--exit", self.exit);
+        one(&mut raw.exit_node, "--exit-node", self.exit_node);
+        one(&mut raw.masquerade, "--masquerade", self.masquerade);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
         one(&mut raw.scorecard_format, "--scorecard-format", self.scorecard_format);
@@ -319,18 +347,19 @@ mod tests {
     #[test]
     fn every_option_reaches_its_key() {
         let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
-                    --members=9 --control=10 --invite-expiry=11 --scorecard=12 --scorecard-format=13 --stats=14 \
-                    --metrics=15 --graphviz=16 --log-level=17 --log=18 --log-format=19 --log-max-size=20 \
-                    --log-max-age=21 --log-keep=22 --upnptimeout=23 --nat-port=24";
+                    --members=9 --allow-routes=10 --control=11 --invite-expiry=12 --scorecard=13 \
+                    --scorecard-format=14 --stats=15 --metrics=16 --graphviz=17 --log-level=18 --log=19 \
+                    --log-format=20 --log-max-size=21 --log-max-age=22 --log-keep=23 --upnptimeout=24 --nat-port=25";
         let mut raw = ServerRaw::default();
         parse::<ServerOptions>(line).lay_over(&mut raw);
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
                     --mtu=9 --offload=10 --lan=11 --direct=12 --uplink=13 --multipath=14 --tcp=15 --hosts=16 \
-                    --control=17 --scorecard=18 --scorecard-format=19 --stats=20 --metrics=21 --log-level=22 --log=23 \
-                    --log-format=24 --log-max-size=25 --log-max-age=26 --log-keep=27 --upnptimeout=28 --hard-nat=29 \
-                    --lan-discovery=30";
+                    --route=17 --accept-routes=18 --exit=19 --exit-node=20 --masquerade=21 --control=22 \
+                    --scorecard=23 --scorecard-format=24 --stats=25 --metrics=26 --log-level=27 --log=28 \
+                    --log-format=29 --log-max-size=30 --log-max-age=31 --log-keep=32 --upnptimeout=33 --hard-nat=34 \
+                    --lan-discovery=35";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::policy::mark_underlay;
+
 /// The longest datagram that is read; what is asked here is short.
 const DATAGRAM_MAX: usize = 2048;
 
@@ -92,6 +94,7 @@ pub fn send_from_new_socket(to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
 fn open_and_send(to: SocketAddr, datagram: &[u8]) -> io::Result<UdpSocket> {
     let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+    mark_underlay(&socket);
     socket.set_nonblocking(true)?;
     socket.send_to(datagram, to)?;
     Ok(socket)

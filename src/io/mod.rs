@@ -12,6 +12,7 @@ pub mod netns;
 pub mod nft;
 pub mod notify;
 pub mod packet;
+pub mod policy;
 pub mod poll;
 pub mod signals;
 pub mod store;

@@ -101,6 +101,11 @@ pub enum TapError {
          (--device /dev/net/tun)"
     )]
     NoTun(#[source] io::Error),
+    #[error(
+        "/dev/net/tun is closed to this user ({0}); run as root, or open it with `chmod 666 /dev/net/tun` (what may be \
+         done with it needs CAP_NET_ADMIN all the same); in a container pass the device in (--device /dev/net/tun)"
+    )]
+    Closed(#[source] io::Error),
     #[error("not permitted to make the interface {name}; run as root or with CAP_NET_ADMIN")]
     NotPermitted { name: String, source: io::Error },
     #[error("the interface name {name} is taken; choose another device name, or end the program that uses it")]
@@ -249,7 +254,7 @@ fn open_tun(name: &str) -> Result<OwnedFd, TapError> {
     let source = io::Error::last_os_error();
     Err(match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoTun(source),
-        Some(libc::EACCES | libc::EPERM) => TapError::NotPermitted { name: name.to_owned(), source },
+        Some(libc::EACCES | libc::EPERM) => TapError::Closed(source),
         _ => TapError::Other { name: name.to_owned(), call: "open", source },
     })
 }

@@ -26,6 +26,7 @@ use smol::stream::StreamExt;
 use smol::{Async, Timer, future};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
+use super::policy::mark_underlay;
 use crate::ids::{Endpoint, UplinkId};
 use crate::logging;
 
@@ -222,12 +223,26 @@ impl Drop for Admitted {
     }
 }
 
+/// Connects as part of the underlay, which is to be known before the first packet leaves.
+async fn connect(addr: SocketAddr) -> io::Result<Async<TcpStream>> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    mark_underlay(&socket);
+    socket.set_nonblocking(true)?;
+    match socket.connect(&addr.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let stream = Async::new(TcpStream::from(socket))?;
+    stream.writable().await?;
+    stream.get_ref().take_error()?.map_or(Ok(stream), Err)
+}
+
 impl TcpConnect {
     /// Connects and introduces itself; what is sent to `addr` by `tx` goes over it from then on. The caller bounds the
     /// time.
     pub async fn open(addr: SocketAddr, tx: TcpTx) -> Result<Self, TcpError> {
         let failed = |source| TcpError::Connect { addr, source };
-        let stream = Async::<TcpStream>::connect(addr).await.map_err(failed)?;
+        let stream = connect(addr).await.map_err(failed)?;
         set_options(stream.get_ref()).map_err(failed)?;
         let connection = Connection::new(stream, Inbox::default());
         connection.outbox.queue().waiting.extend_from_slice(MAGIC);

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::policy::mark_underlay;
 use crate::ids::UplinkId;
 
 /// A bound UDP socket. All methods take `&self`: one task reads, anyone sends.
@@ -99,6 +100,7 @@ impl UdpUplink {
         let unbound = SocketAddr::from(([0, 0, 0, 0], 0));
         let local_addr = socket.local_addr().map_err(|source| BindError::new(unbound, "getsockname", source))?;
         let failed = |call| move |source: io::Error| BindError::new(local_addr, call, source);
+        mark_underlay(&socket);
         grow_buffers(&socket, buffer_bytes);
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(failed("setsockopt"))?;
         allow_fragments(&socket, local_addr).map_err(failed("IP_MTU_DISCOVER"))?;

@@ -9,6 +9,7 @@ pub mod neighbours;
 pub mod peer_table;
 pub mod ping;
 pub mod relay;
+pub mod routes;
 pub mod server_link;
 pub mod store;
 pub mod tap_reader;

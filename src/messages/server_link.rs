@@ -64,3 +64,7 @@ pub struct Release(pub smol::channel::Sender<()>);
 /// Our statistics for the server's map.
 #[derive(Debug)]
 pub struct OwnStats(pub Control);
+
+/// What we offer for routing, and which table of routes we have: a `RouteOffer`.
+#[derive(Debug)]
+pub struct Offer(pub Control);

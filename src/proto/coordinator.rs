@@ -23,6 +23,7 @@ use super::lease::{LeaseError, Pool};
 use super::link::{Incoming, Link, Node};
 use super::noise::Split;
 use super::records::{MemberRecord, NetworkRecord, StoreOp, StoredState, TokenRecord};
+use super::routes::{Approval, RouteBoard};
 use super::session::{Owner, Session};
 use crate::counters::DropReason;
 use crate::ids::{ChannelToken, Endpoint, PeerIdx, PublicKey, SessionIndex, UplinkId};
@@ -115,6 +116,7 @@ pub enum Event {
     Left { name: String, why: &'static str },
     Refused { name: String, why: String },
     Removed { name: String },
+    RouteRejected { name: String, subnet: ipnet::IpNet, why: super::routes::Rejected },
     StoreFailed { why: String },
 }
 
@@ -137,6 +139,10 @@ pub struct MemberDescription {
     pub rx_bytes: u64,
     pub tx_bytes: u64,
     pub reports: Vec<PeerReport>,
+    /// The subnets it publishes.
+    pub routes: Vec<ipnet::IpNet>,
+    /// What it would publish, and why it does not.
+    pub rejected_routes: Vec<(ipnet::IpNet, super::routes::Rejected)>,
 }
 
 struct Member {
@@ -206,6 +212,7 @@ pub struct Coordinator {
     /// The signed revocations of members that were removed in this run, to go with the news.
     revocations_of: BTreeMap<PublicKey, Vec<u8>>,
     channels: BTreeMap<(PublicKey, PublicKey), (ChannelToken, ChannelToken)>,
+    routes: RouteBoard,
     pending: BTreeMap<u64, Pending>,
     next_write: u64,
     next_idx: u32,
@@ -244,6 +251,7 @@ impl Coordinator {
             index_of: BTreeMap::new(),
             revocations_of: BTreeMap::new(),
             channels: BTreeMap::new(),
+            routes: RouteBoard::new(network.boots, now),
             pending: BTreeMap::new(),
             next_write: 0,
             // Numbers of one run mean nobody in the next, so that an old session or channel is not taken for another's.
@@ -363,6 +371,34 @@ impl Coordinator {
         }
         self.tell_soon(now);
         Ok(())
+    }
+
+    /// Which subnets members may publish, by name, and the network's own prefixes, which nobody may.
+    pub fn approve_routes(&mut self, approvals: Vec<Approval>, own: Vec<ipnet::IpNet>, now: Instant) {
+        self.routes.approve(approvals, own, now);
+        self.tell_routes(now);
+    }
+
+    fn routes_offered(&mut self, key: &PublicKey, offer: (u64, Vec<ipnet::IpNet>), now: Instant) {
+        let member = self.members.get(key).filter(|member| member.is_stored && !member.is_leaving);
+        let Some(name) = member.and_then(|member| member.record.as_ref()).map(|record| record.name.clone()) else {
+            return;
+        };
+        for (subnet, why) in self.routes.offered(*key, &name, offer, now) {
+            self.event(Event::RouteRejected { name: name.clone(), subnet, why });
+        }
+        self.tell_routes(now);
+    }
+
+    fn tell_routes(&mut self, now: Instant) {
+        let due = self.routes.due(now);
+        if due.is_empty() {
+            return;
+        }
+        let parts = self.routes.parts();
+        for key in due {
+            parts.iter().for_each(|part| self.tell_one(&key, part));
+        }
     }
 
     /// Lets time pass.
@@ -635,6 +671,7 @@ impl Coordinator {
                     (member.rx_bytes, member.tx_bytes, member.reports) = (rx_bytes, tx_bytes, peers);
                 }
             }
+            Control::RouteOffer { have, list } => self.routes_offered(key, (have, list), now),
             Control::Goodbye { .. } => self.detach(key, "said goodbye", now),
             Control::Probe { sequence, challenge, sent_us, path, .. } => {
                 let reply = Control::ProbeReply { sequence, challenge, sent_us, path, observed: from.addr };
@@ -664,6 +701,7 @@ impl Coordinator {
             | Control::PeerAnswer { .. }
             | Control::PeerDelta { .. }
             | Control::Moved { .. }
+            | Control::RouteTable { .. }
             | Control::Observed { .. } => {}
         }
     }
@@ -941,6 +979,8 @@ impl Coordinator {
         self.revocations_of.insert(*key, revocation);
         self.log.remove(*key);
         self.pool.release(*key);
+        self.routes.forget(key, now);
+        self.tell_routes(now);
         self.tell_soon(now);
         if let Some(mut member) = self.members.remove(key) {
             member.link.close();
@@ -1034,6 +1074,8 @@ impl Coordinator {
                     rx_bytes: member.rx_bytes,
                     tx_bytes: member.tx_bytes,
                     reports: member.reports.clone(),
+                    routes: self.routes.routes_of(&member.link.remote()).to_vec(),
+                    rejected_routes: self.routes.rejected_of(&member.link.remote()).to_vec(),
                 })
             })
             .collect();
@@ -1111,6 +1153,7 @@ impl Coordinator {
         }
         self.members.values().for_each(|member| member.link.mark(now));
         self.admission.sweep(now);
+        self.tell_routes(now);
     }
 
     fn run_links(&mut self, now: Instant) {

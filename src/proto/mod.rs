@@ -29,6 +29,7 @@ pub mod punch;
 pub mod records;
 pub mod relaying;
 pub mod replay;
+pub mod routes;
 pub mod segment;
 pub mod server_link;
 pub mod session;

@@ -506,6 +506,8 @@ impl Peers {
             | Control::Observed { .. }
             | Control::Nat(_)
             | Control::Moved { .. }
+            | Control::RouteOffer { .. }
+            | Control::RouteTable { .. }
             | Control::Stats { .. } => {}
         }
     }
@@ -853,6 +855,8 @@ impl Peers {
             | Control::PeerDelta { .. }
             | Control::MapHave { .. }
             | Control::Observed { .. }
+            | Control::RouteOffer { .. }
+            | Control::RouteTable { .. }
             | Control::Stats { .. } => {}
         }
     }

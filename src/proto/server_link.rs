@@ -100,7 +100,7 @@ pub enum Output {
     Detached,
     /// Have these TCP connections, and no others.
     Connect(Vec<SocketAddr>),
-    /// For the peer table: `PeerDelta`, `PeerAnswer`, `Revoke`.
+    /// For the peer table: `PeerDelta`, `PeerAnswer`, `Revoke`; for the routes: `RouteTable`.
     Passed(Control),
     /// How the server sees us.
     Observed(SocketAddr),
@@ -194,6 +194,8 @@ pub struct ServerLink {
     candidates: (u32, Vec<Candidate>),
     stats: Option<Control>,
     nat: Observer,
+    /// What we forward to and which table of routes we have; goes with every [`Control::MapHave`].
+    offer: Option<Control>,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -253,6 +255,7 @@ impl ServerLink {
             candidates: (0, Vec::new()),
             stats: None,
             nat: Observer::default(),
+            offer: None,
             rng: StdRng::from_seed(seed),
             outputs: VecDeque::new(),
         }
@@ -281,7 +284,7 @@ impl ServerLink {
         } else if self.missed > 0 {
             // The session is there: whether the server is, the first answer shows.
             for addr in new {
-                self.say_to(Endpoint::tcp(addr), &Control::MapHave { version: self.map_version });
+                self.say_have_to(Endpoint::tcp(addr));
             }
         }
         self.settle(now);
@@ -352,6 +355,14 @@ impl ServerLink {
         self.stats = Some(stats);
     }
 
+    /// What is offered for routing, a [`Control::RouteOffer`]: said at once, and with every keepalive.
+    pub fn set_offer(&mut self, offer: Control) {
+        if self.offer.as_ref() != Some(&offer) {
+            self.offer = Some(offer);
+            self.ack = true;
+        }
+    }
+
     /// The newest certificate, for handshakes.
     pub fn set_certificate(&mut self, certificate: [u8; CERT_LEN]) {
         self.node.certificate = certificate;
@@ -399,7 +410,7 @@ impl ServerLink {
 
     pub fn poll_output(&mut self) -> Option<Output> {
         if std::mem::take(&mut self.ack) && self.attached {
-            self.say(&Control::MapHave { version: self.map_version });
+            self.say_have();
         }
         self.outputs.pop_front()
     }
@@ -449,7 +460,7 @@ impl ServerLink {
     /// by UDP from there on if that is answered.
     fn test_udp(&mut self) {
         for to in self.round() {
-            self.say_to(to, &Control::MapHave { version: self.map_version });
+            self.say_have_to(to);
         }
     }
 
@@ -501,13 +512,7 @@ impl ServerLink {
         if let Some(link) = &self.link {
             link.mark(now);
         }
-        let have = Control::MapHave { version: self.map_version };
-        self.say(&have);
-        // Over every connection as well, while nobody knows which way is open.
-        let current = self.endpoint;
-        for to in self.fallback.open().filter(|to| Some(*to) != current).collect::<Vec<_>>() {
-            self.say_to(to, &have);
-        }
+        self.say_have();
     }
 
     fn tell_nat_hosts(&mut self, now: Instant) {
@@ -873,7 +878,7 @@ impl ServerLink {
                     self.outputs.push_back(Output::Send { to: from, datagram });
                 }
                 // It asks because it saw us somewhere new. This gets an answer to there, and shows that the way is good.
-                self.say_to(from, &Control::MapHave { version: self.map_version });
+                self.say_have_to(from);
             }
             Control::Goodbye { .. } => {
                 if let Some(link) = &mut self.link {
@@ -882,7 +887,10 @@ impl ServerLink {
                 self.outputs.push_back(Output::SessionsChanged);
                 self.detach(now);
             }
-            message @ (Control::PeerDelta { .. } | Control::PeerAnswer { .. } | Control::Revoke(_)) => {
+            message @ (Control::PeerDelta { .. }
+            | Control::PeerAnswer { .. }
+            | Control::Revoke(_)
+            | Control::RouteTable { .. }) => {
                 self.outputs.push_back(Output::Passed(message));
             }
             // What only clients or peers say.
@@ -896,6 +904,7 @@ impl ServerLink {
             | Control::MapHave { .. }
             | Control::Nat(_)
             | Control::Moved { .. }
+            | Control::RouteOffer { .. }
             | Control::Stats { .. } => {}
         }
     }
@@ -932,6 +941,26 @@ impl ServerLink {
         }
     }
 
+    /// What we have of the map, and the offer, in one datagram: its answer says that both came.
+    fn say_have(&mut self) {
+        let current = self.endpoint;
+        if let Some(to) = current {
+            self.say_have_to(to);
+        }
+        // Over every connection as well, while nobody knows which way is open.
+        for to in self.fallback.open().filter(|to| Some(*to) != current).collect::<Vec<_>>() {
+            self.say_have_to(to);
+        }
+    }
+
+    fn say_have_to(&mut self, to: Endpoint) {
+        let mut list = Control::MapHave { version: self.map_version }.to_bytes();
+        if let Some(offer) = &self.offer {
+            offer.encode(&mut list);
+        }
+        self.say_list(to, &list);
+    }
+
     /// Sends something of the peer table to the server, if it is there.
     pub fn say(&mut self, message: &Control) {
         if let Some(to) = self.endpoint {
@@ -940,8 +969,12 @@ impl ServerLink {
     }
 
     fn say_to(&mut self, to: Endpoint, message: &Control) {
+        self.say_list(to, &message.to_bytes());
+    }
+
+    fn say_list(&mut self, to: Endpoint, list: &[u8]) {
         let Some(session) = self.link.as_ref().and_then(Link::session) else { return };
-        if let Ok(datagram) = session.seal_control(&message.to_bytes()) {
+        if let Ok(datagram) = session.seal_control(list) {
             self.outputs.push_back(Output::Send { to, datagram });
         }
     }

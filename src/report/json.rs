@@ -62,6 +62,7 @@ fn role(snapshot: &Snapshot) -> Map<String, Value> {
             "server": part.server,
             "gateway": part.gateway,
             "nat": part.nat,
+            "routing": part.routing,
             "peers": part.peers,
         }),
         Role::Server(part) => {

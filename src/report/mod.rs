@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod json;
 pub mod map;
 pub mod prometheus;
+pub mod routes;
 pub mod snapshot;
 pub mod stats_text;
 
@@ -21,10 +22,11 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use xtra::Address;
 
-use crate::actors::client::{ClientShared, Ending};
+use crate::actors::client::{ClientShared, Ending, MAP_FILE, NETWORK_FILE};
 use crate::actors::coordinator::{Coordinator, ServerShared};
 use crate::actors::ext::cast;
 use crate::actors::peer_table::PeerTable;
+use crate::actors::routes::TABLE_FILE;
 use crate::actors::server_link::ServerLink;
 use crate::actors::supervisor::Supervisor;
 use crate::config::{Expiry, ScorecardFormat};
@@ -60,7 +62,7 @@ pub fn answer_client(
                 let released =
                     async { told.recv().await.map_err(|_| "the server link was restarted; try again".to_owned()) };
                 within(released).await?;
-                for file in [crate::actors::client::NETWORK_FILE, crate::actors::client::MAP_FILE] {
+                for file in [NETWORK_FILE, MAP_FILE, TABLE_FILE] {
                     // The key stays, so that the same machine may come back.
                     shared.state.remove(file).map_err(|error| error.to_string())?;
                 }

@@ -380,6 +380,7 @@ mod tests {
             paths: Vec::new(),
             key: crate::ids::PublicKey([0; 32]),
             nat: "unknown",
+            routes: Vec::new(),
         };
         let node = ClientNode {
             name: "ada".into(),
@@ -403,7 +404,8 @@ mod tests {
         };
         let peers = rtts.iter().enumerate().map(peer).collect();
         let nat = Nat { kind: "unknown", observed: Vec::new(), predicted: None };
-        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), nat, peers })))
+        let (gateway, routing) = (Gateway::none(), Default::default());
+        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway, nat, routing, peers })))
     }
 
     fn server_of() -> Snapshot {
@@ -427,6 +429,8 @@ mod tests {
             connected_seconds: None,
             joined_unix: 1,
             rights: Vec::new(),
+            routes: Vec::new(),
+            rejected_routes: Vec::new(),
             rx_bytes: 5,
             tx_bytes: 6,
             rx_bits_per_second: None,

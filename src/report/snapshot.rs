@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::gateway::Gateway;
+use super::routes::Routing;
 
 use crate::actors::client::ClientShared;
 use crate::actors::coordinator::ServerShared;
@@ -72,6 +73,7 @@ pub struct ClientPart {
     pub server: ServerContact,
     pub gateway: Gateway,
     pub nat: Nat,
+    pub routing: Routing,
     /// By address.
     pub peers: Vec<Peer>,
 }
@@ -131,6 +133,8 @@ pub struct Peer {
     pub tx_frames: u64,
     pub session_age_seconds: Option<f64>,
     pub suite: Option<&'static str>,
+    /// Subnets it publishes; `0.0.0.0/0` is the Internet.
+    pub routes: Vec<String>,
     /// The kind of its NAT, as it says.
     pub nat: &'static str,
     /// How much round trips vary by the path in use, and the percentage of our datagrams that it loses.
@@ -204,6 +208,10 @@ pub struct Lease {
     pub connected_seconds: Option<f64>,
     pub joined_unix: u64,
     pub rights: Vec<&'static str>,
+    /// Subnets it publishes; `0.0.0.0/0` is the Internet.
+    pub routes: Vec<String>,
+    /// What it would publish and may not, with the reason.
+    pub rejected_routes: Vec<String>,
     /// Bytes of frames from and to its peers, as it last told.
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -377,6 +385,7 @@ fn client(shared: &ClientShared, now: Instant) -> ClientPart {
         },
         gateway: Gateway::of(&shared.gateway.load(), shared.config.direct && !shared.config.upnptimeout.is_zero(), now),
         nat: nat_part(&shared.nat.load()),
+        routing: Routing::of(shared),
         peers: peers.into_iter().map(|peer| peer_part(shared, peer, now)).collect(),
     }
 }
@@ -418,6 +427,7 @@ fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Pee
         paths: peer.paths.iter().map(|path| path_part(shared, path, now)).collect(),
         key: peer.key,
         nat: peer.nat.word(),
+        routes: super::routes::of_peer(shared, peer),
     }
 }
 
@@ -541,6 +551,8 @@ fn leases(description: &NetworkDescription, base: &Base, length: Duration) -> Ve
             connected_seconds: member.attached_for.map(seconds),
             joined_unix: member.record.joined_unix,
             rights: right_names(member.record.rights),
+            routes: member.routes.iter().map(ToString::to_string).collect(),
+            rejected_routes: member.rejected_routes.iter().map(|(net, why)| format!("{net}: {why}")).collect(),
             rx_bytes: member.rx_bytes,
             tx_bytes: member.tx_bytes,
             rx_bits_per_second: before.and_then(|before| rate(member.rx_bytes, before.0)),

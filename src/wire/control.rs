@@ -6,6 +6,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::cert::CERT_LEN;
 use super::nat::NatMessage;
 use crate::counters::DropReason;
@@ -20,6 +22,22 @@ pub const CANDIDATES_MAX: usize = 16;
 pub const DELTA_ENTRIES_MAX: usize = 4;
 /// Peers one [`Control::Stats`] reports on.
 pub const STATS_PEERS_MAX: usize = 40;
+
+/// Subnets one member may offer.
+pub const OFFER_MAX: usize = 16;
+/// Routes in one part of a [`Control::RouteTable`], so that it fits [`CONTROL_LEN_MAX`] with IPv6 alone.
+pub const TABLE_PART: usize = 40;
+/// Parts of a table at the most.
+pub const TABLE_PARTS_MAX: usize = 8;
+
+/// A subnet behind a member, as the server allows it; `0.0.0.0/0` is the way to the Internet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PublishedRoute {
+    /// The first eight bytes of the member's node id, which tell members of one network apart.
+    pub member: [u8; 8],
+    /// Without host bits.
+    pub subnet: IpNet,
+}
 
 /// Where an address of a candidate comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -171,6 +189,19 @@ pub enum Control {
         head: u64,
         epoch: u64,
     },
+    /// All subnets that a client would forward to (often none), and the version of the table of routes it has, 0 for
+    /// none. Who says this understands `RouteTable`.
+    RouteOffer {
+        have: u64,
+        list: Vec<IpNet>,
+    },
+    /// The table of all routes in the network: part `part` of `parts`; one without routes has one empty part.
+    RouteTable {
+        version: u64,
+        part: u8,
+        parts: u8,
+        routes: Vec<PublishedRoute>,
+    },
     /// A client's totals since its start, and its peers.
     Stats {
         rx_bytes: u64,
@@ -242,6 +273,8 @@ impl Control {
             Self::LeaseReleased => 25,
             Self::Stats { .. } => 27,
             Self::Moved { .. } => 50,
+            Self::RouteOffer { .. } => 52,
+            Self::RouteTable { .. } => 53,
         }
     }
 
@@ -314,6 +347,21 @@ impl Control {
                 out.extend(head.to_le_bytes());
                 out.extend(epoch.to_le_bytes());
             }
+            Self::RouteOffer { have, list } => {
+                out.extend(have.to_le_bytes());
+                let list = &list[..list.len().min(OFFER_MAX)];
+                out.push(list.len() as u8);
+                list.iter().for_each(|subnet| put_subnet(out, *subnet));
+            }
+            Self::RouteTable { version, part, parts, routes } => {
+                out.extend(version.to_le_bytes());
+                let routes = &routes[..routes.len().min(TABLE_PART)];
+                out.extend([*part, *parts, routes.len() as u8]);
+                for route in routes {
+                    out.extend(route.member);
+                    put_subnet(out, route.subnet);
+                }
+            }
             Self::Stats { rx_bytes, tx_bytes, peers } => {
                 out.extend(rx_bytes.to_le_bytes());
                 out.extend(tx_bytes.to_le_bytes());
@@ -378,6 +426,14 @@ impl Control {
             25 => Self::LeaseReleased,
             27 => Self::Stats { rx_bytes: body.u64()?, tx_bytes: body.u64()?, peers: body.reports()? },
             50 => Self::Moved { number: body.u32()? },
+            52 => Self::RouteOffer { have: body.u64()?, list: body.subnets()? },
+            53 => {
+                let (version, part, parts) = (body.u64()?, body.u8()?, body.u8()?);
+                if part >= parts || usize::from(parts) > TABLE_PARTS_MAX {
+                    return None;
+                }
+                Self::RouteTable { version, part, parts, routes: body.routes()? }
+            }
             _ => match NatMessage::decode_body(kind, body)? {
                 Some(message) => Self::Nat(message),
                 None => return Some(None),
@@ -416,6 +472,20 @@ pub(super) fn put_candidates(out: &mut Vec<u8>, list: &[Candidate]) {
     for candidate in list {
         out.push(candidate.kind as u8);
         put_addr(out, candidate.addr);
+    }
+}
+
+/// Family 4 or 6, prefix length, address.
+fn put_subnet(out: &mut Vec<u8>, subnet: IpNet) {
+    match subnet {
+        IpNet::V4(net) => {
+            out.extend([4, net.prefix_len()]);
+            out.extend(net.network().octets());
+        }
+        IpNet::V6(net) => {
+            out.extend([6, net.prefix_len()]);
+            out.extend(net.network().octets());
+        }
     }
 }
 
@@ -532,6 +602,32 @@ impl Reader<'_> {
         })
     }
 
+    fn subnet(&mut self) -> Option<IpNet> {
+        let (family, prefix) = (self.u8()?, self.u8()?);
+        let ip = match family {
+            4 => IpAddr::V4(Ipv4Addr::from(self.array::<4>()?)),
+            6 => IpAddr::V6(Ipv6Addr::from(self.array::<16>()?)),
+            _ => return None,
+        };
+        IpNet::new(ip, prefix).ok().filter(|net| net.addr() == net.network())
+    }
+
+    fn subnets(&mut self) -> Option<Vec<IpNet>> {
+        let count = usize::from(self.u8()?);
+        if count > OFFER_MAX {
+            return None;
+        }
+        (0..count).map(|_| self.subnet()).collect()
+    }
+
+    fn routes(&mut self) -> Option<Vec<PublishedRoute>> {
+        let count = usize::from(self.u8()?);
+        if count > TABLE_PART {
+            return None;
+        }
+        (0..count).map(|_| Some(PublishedRoute { member: self.array()?, subnet: self.subnet()? })).collect()
+    }
+
     fn reports(&mut self) -> Option<Vec<PeerReport>> {
         let count = usize::from(self.u8()?);
         if count > STATS_PEERS_MAX {
@@ -561,6 +657,10 @@ mod tests {
 
     fn entry() -> MapEntry {
         MapEntry { name: "n".repeat(63), certificate: [7; CERT_LEN], online: true }
+    }
+
+    fn subnet(text: &str) -> IpNet {
+        text.parse().expect("a subnet")
     }
 
     fn one_of_each() -> Vec<Control> {
@@ -595,6 +695,13 @@ mod tests {
             },
             Control::MapHave { version: 7 },
             Control::Observed { addr: v4, head: 8, epoch: 2 },
+            Control::RouteOffer { have: 5, list: vec![subnet("10.1.0.0/16"), subnet("fd00:1::/48")] },
+            Control::RouteTable {
+                version: 6,
+                part: 0,
+                parts: 1,
+                routes: vec![PublishedRoute { member: [3; 8], subnet: subnet("0.0.0.0/0") }],
+            },
             Control::Stats {
                 rx_bytes: 1,
                 tx_bytes: 2,
@@ -655,6 +762,19 @@ mod tests {
         let report = PeerReport { peer: NodeId([1; 16]), direct: true, rtt_us: 1, rx_bytes: 1, tx_bytes: 1 };
         let stats = Control::Stats { rx_bytes: 1, tx_bytes: 1, peers: vec![report; STATS_PEERS_MAX] };
         assert!(stats.to_bytes().len() <= CONTROL_LEN_MAX, "{}", stats.to_bytes().len());
+        let routes = vec![PublishedRoute { member: [1; 8], subnet: subnet("fd00::/64") }; TABLE_PART];
+        let table = Control::RouteTable { version: 1, part: 0, parts: 8, routes };
+        assert!(table.to_bytes().len() <= CONTROL_LEN_MAX, "{}", table.to_bytes().len());
+    }
+
+    #[test]
+    fn a_subnet_with_host_bits_or_a_prefix_too_long_is_refused() {
+        let whole = Control::RouteOffer { have: 0, list: vec![subnet("10.1.0.0/16")] }.to_bytes();
+        for (at, byte) in [(14, 33), (14, 8), (13, 5)] {
+            let mut bad = whole.clone();
+            bad[at] = byte;
+            assert!(Control::decode_list(&bad).is_err(), "byte {at} = {byte}");
+        }
     }
 
     proptest! {

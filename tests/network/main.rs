@@ -22,8 +22,10 @@ mod notify;
 mod offload;
 mod options;
 mod outputs;
+mod package;
 mod punching;
 mod readme;
+mod routes;
 mod secrecy;
 mod setup;
 #[path = "../shared/turn.rs"]

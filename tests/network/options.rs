@@ -65,8 +65,10 @@ fn values_that_are_left_out_are_the_paths_of_the_manual_wherever_the_option_stan
     }
     let _turn = beside();
     let world = World::new();
-    start_in_own_var_log(&world.server, "--scorecard --sequential --log");
-    for (file, part) in [("eps_server.stats", "\"schema\""), ("eps_server.log", "SIGUSR1: status")] {
+    start_in_own_var_log(&world.server, "--scorecard --graphviz --sequential --log");
+    for (file, part) in
+        [("eps_server.stats", "\"schema\""), ("eps.gv", "graph \""), ("eps_server.log", "SIGUSR1: status")]
+    {
         let path = in_var_log(&world.server, file);
         until(file, || {
             world.server.ask_status().expect("asked");
@@ -316,7 +318,7 @@ fn sighup_takes_what_it_can_names_what_needs_a_restart_and_leaves_a_broken_file_
     fs::rename(&log, directory.join("moved.log")).expect("moved");
     let after = format!(
         "(advertise: [{SERVER:?}, \"vpn.example.org\"], log: {:?}, log_level: \"debug\", open: true, port: 5, \
-         invite_expiry: \"1h\", members: [(name: \"ada\", rights: [\"bridge\"]), (name: \"bob\", address: \
+         allow_routes: [\"ada=10.1.0.0/16\"], invite_expiry: \"1h\", members: [(name: \"ada\", rights: [\"bridge\"]), (name: \"bob\", address: \
          \"192.168.43.77\")])",
         log.display().to_string()
     );

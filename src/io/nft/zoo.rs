@@ -82,7 +82,7 @@ pub fn careless(wan: &str) -> Result<(), NftError> {
 /// What the kernel refuses.
 pub fn without_udp(wan: &str) -> Result<(), NftError> {
     masquerade(wan)?;
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(TABLE);
     batch.chain("make a filter chain", "noudp", "filter", libc::NF_INET_FORWARD, PRIORITY_FILTER);
     batch.rule("drop UDP", "noudp", |rule| {
         rule.is_udp();
@@ -94,7 +94,7 @@ pub fn without_udp(wan: &str) -> Result<(), NftError> {
 /// Source NAT with kept ports, and nothing else.
 fn source_nat(wan: &str) -> Result<Batch, NftError> {
     check_name(wan)?;
-    let mut batch = Batch::new();
+    let mut batch = Batch::new(TABLE);
     batch.message("make a table", super::NFT_MSG_NEWTABLE, |message| message.text(super::NFTA_TABLE_NAME, TABLE));
     batch.chain("make a NAT chain", "postrouting", "nat", libc::NF_INET_POST_ROUTING, PRIORITY_SRCNAT);
     batch.rule("masquerade", "postrouting", |rule| {
