@@ -221,6 +221,14 @@ counters! {
     connections_dropped,
     /// Scorecards and maps that could not be written.
     output_failures,
+    /// Frames sent in fragments of our own, because they are too long for the path.
+    cut_frames,
+    /// Frames that came in fragments and were put together.
+    joined_frames,
+    /// "Packet too big" told to hosts at the TAP.
+    too_big_told,
+    /// TCP connections whose segments were made to fit the path.
+    mss_clamped,
 }
 
 #[derive(Debug)]

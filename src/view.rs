@@ -14,6 +14,7 @@ use foldhash::quality::RandomState;
 
 use crate::ids::{Endpoint, MacAddr, PeerIdx, PublicKey, Route, SessionIndex, VlanId};
 use crate::proto::guard::{PeerCredentials, StormBudget};
+use crate::proto::mtu::Fit;
 use crate::proto::session::{Meter, Session};
 use crate::wire::ethernet::FrameView;
 
@@ -140,6 +141,8 @@ pub type Sessions = HashMap<SessionIndex, Arc<Session>, RandomState>;
 pub struct Outlet {
     pub session: Arc<Session>,
     pub route: Route,
+    /// What the route carries in one datagram.
+    pub fit: Fit,
 }
 
 /// What stays of a peer from one view to the next: what the data path writes.

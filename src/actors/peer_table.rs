@@ -27,6 +27,7 @@ use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
 use crate::proto::clock::ClockWatch;
 use crate::proto::crypto::Trust;
 use crate::proto::map::MemberMap;
+use crate::proto::mtu::Fit;
 use crate::proto::peers::{Event, Output, PeerDescription, PeerState, Peers, credentials};
 use crate::view::{Outlet, PeerEntry, PeerHandle, PeerView};
 use crate::wire::cert::Certificate;
@@ -124,10 +125,11 @@ impl PeerTable {
     }
 
     fn drain(&mut self, now: Instant) {
-        let (mut ready, mut sends) = (Vec::new(), Vec::new());
+        let (mut ready, mut sends, mut trials) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(output) = self.core.as_mut().and_then(Peers::poll_output) {
             match output {
                 Output::Send { route, datagram } => sends.push((route, datagram)),
+                Output::SendUnfragmented { route, datagram } => trials.push((route, datagram)),
                 Output::ToServer(message) => {
                     self.casts.say.cast(SayToServer(message));
                 }
@@ -155,6 +157,9 @@ impl PeerTable {
             count_handshake(&self.shared.views.counters, &datagram);
             self.shared.uplinks.send_by(route, &datagram);
         }
+        for (route, datagram) in trials {
+            self.shared.uplinks.send_unfragmented(route, &datagram);
+        }
         for idx in ready {
             if let Some(handle) = self.handles.get(&idx) {
                 send_staged(handle, &self.shared.uplinks, &mut self.batch, &self.shared.views, now);
@@ -172,7 +177,10 @@ impl PeerTable {
                 .handles
                 .entry(peer.idx)
                 .or_insert_with(|| Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone())));
-            let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet { session, route });
+            let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| {
+                let fit = Fit::new(peer.mtu, &route, self.shared.config.mss_clamp);
+                Outlet { session, route, fit }
+            });
             handle.set_outlet(outlet);
             let certificate = &peer.certificate;
             view.directory.insert(certificate.ip4.into(), certificate.mac);

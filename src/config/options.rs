@@ -124,6 +124,9 @@ pub struct ClientOptions {
     /// Let the kernel hand over many segments as one frame; false takes single frames [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub offload: Option<String>,
+    /// Make the segments of TCP connections fit the path to the other member [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub mss_clamp: Option<String>,
     /// Tell other members the addresses of this machine's interfaces [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub lan: Option<String>,
@@ -223,6 +226,7 @@ impl ClientOptions {
         one(&mut raw.device, "--device", self.device);
         one(&mut raw.mtu, "--mtu", self.mtu);
         one(&mut raw.offload, "--offload", self.offload);
+        one(&mut raw.mss_clamp, "--mss-clamp", self.mss_clamp);
         one(&mut raw.lan, "--lan", self.lan);
         one(&mut raw.direct, "--direct", self.direct);
         one(&mut raw.hosts, "--hosts", self.hosts);
@@ -303,9 +307,9 @@ mod tests {
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 \
-                    --scorecard-format=16 --stats=17 --metrics=18 --log-level=19 --log=20 --log-format=21 \
-                    --log-max-size=22 --log-max-age=23 --log-keep=24 --upnptimeout=25";
+                    --mtu=9 --offload=10 --mss-clamp=11 --lan=12 --direct=13 --hosts=14 --control=15 --scorecard=16 \
+                    --scorecard-format=17 --stats=18 --metrics=19 --log-level=20 --log=21 --log-format=22 \
+                    --log-max-size=23 --log-max-age=24 --log-keep=25 --upnptimeout=26";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

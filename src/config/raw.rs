@@ -153,6 +153,7 @@ keys! {
         device: String,
         mtu: u16,
         offload: bool,
+        mss_clamp: bool,
         lan: bool,
         direct: bool,
         hosts: Option<String>,

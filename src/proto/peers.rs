@@ -19,6 +19,7 @@ use super::crypto::Trust;
 use super::guard::{PeerCredentials, Rights};
 use super::link::{Incoming, Link, Node};
 use super::map::{MapEvent, MemberMap};
+use super::mtu::{self, PathMtus};
 use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
 use crate::counters::DropReason;
@@ -60,6 +61,11 @@ const DIAL_MAX: usize = 6;
 #[derive(Debug)]
 pub enum Output {
     Send {
+        route: Route,
+        datagram: Vec<u8>,
+    },
+    /// As `Send`, but IP must not cut it on the way.
+    SendUnfragmented {
         route: Route,
         datagram: Vec<u8>,
     },
@@ -131,6 +137,8 @@ pub struct PeerDescription {
     pub route: Option<Route>,
     pub srtt: Option<Duration>,
     pub proven: Option<Instant>,
+    /// What the route carries, once that is known.
+    pub mtu: Option<mtu::Known>,
     pub session: Option<Arc<Session>>,
     pub meter: Arc<Meter>,
 }
@@ -194,6 +202,7 @@ pub struct Peers {
     mark_at: Instant,
     timers: BTreeSet<(Instant, PeerIdx)>,
     timer_of: BTreeMap<PeerIdx, Instant>,
+    mtus: PathMtus,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -229,6 +238,7 @@ impl Peers {
             mark_at: now,
             timers: BTreeSet::new(),
             timer_of: BTreeMap::new(),
+            mtus: PathMtus::default(),
             rng,
             outputs: VecDeque::new(),
         };
@@ -681,6 +691,10 @@ impl Peers {
                 let before = peer.paths.active();
                 let event = peer.paths.handle_reply(&via, (sequence, challenge), now);
                 self.paths_changed(idx, before, event, now);
+                if self.mtus.handle_reply(idx, (sequence, challenge), now) {
+                    self.outputs.push_back(Output::Changed);
+                }
+                self.reschedule(idx);
             }
             Control::Candidates { list, .. } => {
                 let Some(peer) = self.peers.get_mut(&idx) else { return };
@@ -801,6 +815,7 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let after = peer.paths.active();
         let key = peer.key;
+        self.mtus.follow(idx, after, now);
         if let Some(PathEvent::Validated(route)) = event
             && route.is_direct()
         {
@@ -854,6 +869,7 @@ impl Peers {
             let used = peer.link.meter().used_ms().map(|ms| epoch.at(ms));
             if peer.probing && used.is_some_and(|used| now.saturating_duration_since(used) < BUSY) {
                 peer.paths.wake(now);
+                self.mtus.wake(idx, now);
                 self.reschedule(idx);
             }
         }
@@ -946,6 +962,25 @@ impl Peers {
         for event in events {
             self.paths_changed(idx, before, Some(event), now);
         }
+        self.run_sizes(idx, &session, busy, now);
+    }
+
+    /// Asks which sizes of packets pass.
+    fn run_sizes(&mut self, idx: PeerIdx, session: &Session, busy: bool, now: Instant) {
+        let Some(peer) = self.peers.get(&idx) else { return };
+        self.mtus.follow(idx, peer.paths.active(), now);
+        let rtt = |route: &Route| peer.paths.get(route).and_then(|path| path.srtt);
+        let (trials, changed) = self.mtus.handle_timeout(idx, busy, rtt, now, &mut self.rng);
+        for trial in trials {
+            let mtu::Trial { route, sequence, challenge, .. } = trial;
+            let probe = Control::Probe { sequence, challenge, sent_us: 0, path: u8::MAX, padding: trial.padding() };
+            if let Ok(datagram) = session.seal_unpadded(&probe.to_bytes()) {
+                self.outputs.push_back(Output::SendUnfragmented { route, datagram });
+            }
+        }
+        if changed {
+            self.outputs.push_back(Output::Changed);
+        }
     }
 
     /// Peers as they are, for views and status.
@@ -974,6 +1009,7 @@ impl Peers {
                     route,
                     srtt: path.and_then(|path| path.srtt),
                     proven: path.and_then(|path| path.proven),
+                    mtu: route.and_then(|route| self.mtus.known(peer.idx, &route)),
                     session,
                     meter: peer.link.meter().clone(),
                 })
@@ -1029,6 +1065,7 @@ impl Peers {
             peer.link.close();
             peer.paths.clear();
             (peer.channel, peer.lookup, peer.probing) = (None, None, false);
+            self.mtus.forget(idx);
             self.outputs.push_back(Output::Changed);
         }
         self.reschedule(idx);
@@ -1037,6 +1074,7 @@ impl Peers {
     fn forget(&mut self, idx: PeerIdx) {
         if let Some(mut peer) = self.peers.remove(&idx) {
             peer.link.close();
+            self.mtus.forget(idx);
             self.idx_of.remove(&peer.key);
             self.index_of.retain(|_, owner| *owner != idx);
             if let Some(at) = self.timer_of.remove(&idx) {
@@ -1048,7 +1086,8 @@ impl Peers {
 
     fn reschedule(&mut self, idx: PeerIdx) {
         let next = self.peers.get(&idx).and_then(|peer| {
-            let probes = peer.paths.poll_timeout().filter(|_| peer.probing && peer.link.session().is_some());
+            let probes = [peer.paths.poll_timeout(), self.mtus.poll_timeout(idx)].into_iter().flatten().min();
+            let probes = probes.filter(|_| peer.probing && peer.link.session().is_some());
             [peer.link.poll_timeout(), peer.lookup.as_ref().map(|(at, _)| *at), probes].into_iter().flatten().min()
         });
         if let Some(at) = self.timer_of.remove(&idx) {

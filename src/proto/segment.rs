@@ -95,6 +95,16 @@ impl<'a> Segmenter<'a> {
         })
     }
 
+    /// The same super-frame in shorter segments, so that no frame has more than `frame_max` octets. `None` where only
+    /// the sender may say what is in a segment: of UDP each is a datagram.
+    #[inline]
+    pub fn fitting(&self, frame_max: usize) -> Option<Self> {
+        let room = frame_max.checked_sub(self.layout.payload_at).filter(|room| *room >= SEGMENT_MIN)?;
+        let gso_size = self.gso_size.min(room);
+        let count = (self.frame.len() - self.layout.payload_at).div_ceil(gso_size).max(1);
+        (self.layout.transport == Transport::Tcp).then(|| Self { gso_size, count, ..self.clone() })
+    }
+
     /// How many segments there are; at least 1, and as many as 65,515 if the kernel should ask for one octet in each.
     #[inline]
     pub fn count(&self) -> usize {
@@ -483,6 +493,9 @@ const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 pub(super) const TCP_FIN: u16 = 0x0001;
 pub(super) const TCP_PSH: u16 = 0x0008;
 pub(super) const TCP_CWR: u16 = 0x0080;
+
+/// Octets of payload below which a super-frame is not cut into shorter segments.
+const SEGMENT_MIN: usize = 64;
 
 /// As long a chain as `Ipv6View` walks.
 const EXTENSION_HEADERS_MAX: usize = 8;

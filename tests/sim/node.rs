@@ -332,6 +332,7 @@ impl Client {
         let Some(run) = &mut self.run else { return };
         match output {
             Output::Send { route, datagram } => out.push_back(Effect::send(route, datagram)),
+            Output::SendUnfragmented { route, datagram } => out.push_back(Effect::send(route, datagram)),
             Output::ToServer(message) => run.link.say(&message),
             Output::Changed => run.dirty = true,
             Output::Ready(idx) => {
