@@ -96,12 +96,7 @@ impl<'a> Load<'a> {
     }
 
     /// Seals it for a peer into the batch. Hot: no allocation, no lock. Gives frames and their bytes.
-    fn seal_into(
-        &self,
-        batch: &mut SendBatch,
-        outlet: &Outlet,
-        counters: &Counters,
-    ) -> Result<(u64, u64), DropReason> {
+    fn seal_into(&self, batch: &mut SendBatch, outlet: &Outlet, counters: &Counters) -> Result<(u64, u64), DropReason> {
         let takes_partial = outlet.session.capabilities.takes_partial_checksums();
         let Some(segments) = &self.segments else {
             let partial = takes_partial && self.may_stay_partial;
@@ -136,8 +131,12 @@ impl<'a> Load<'a> {
     fn sealed_whole(&self, outlet: &Outlet) -> Option<Whole> {
         let segments = self.segments.as_ref().filter(|_| outlet.session.capabilities.takes_whole())?;
         let head = whole::head(&self.header)?;
-        let datagram = outlet.fit.datagram().unwrap_or(Session::sealed_len(segments.segment_len(0), PAD_LIMIT));
-        let cut = Cut::new(whole::HEAD_LEN + self.bytes.len() + TAG_LEN, datagram - HEADER_LEN)?;
+        let total = whole::HEAD_LEN + self.bytes.len() + TAG_LEN;
+        let frame = Session::sealed_len(segments.segment_len(0), PAD_LIMIT);
+        let cut = |datagram: usize| Cut::new(total, datagram.saturating_sub(HEADER_LEN));
+        let fit = outlet.fit.datagram().unwrap_or(frame);
+        // Where all of it fits one datagram, it is cut all the same.
+        let cut = cut(fit).or_else(|| cut(frame.min(fit)))?;
         let (frames, bytes) = (segments.count() as u64, segments.total_len() as u64);
         Some(Whole { head, cut, frames, bytes, told: self.to_tell(outlet) })
     }

@@ -54,7 +54,7 @@ const AGAIN: [Duration; 4] =
 /// Routes to one peer that something is remembered of.
 const ROUTES_MAX: usize = 16;
 /// Probes of one route whose replies are still good.
-const SENT_MAX: usize = 16;
+const SENT_MAX: usize = 32;
 /// Probes of sizes are told by this bit of their sequence from those of paths.
 const SEQUENCE: u32 = 1 << 31;
 /// Octets of a PROBE list entry without padding.
@@ -412,9 +412,9 @@ impl Way {
         let Some(search) = &mut self.search else {
             if sent.packet >= self.packet {
                 self.packet = sent.packet;
-                if self.misses > 0 {
+                if self.misses > 0 || !self.settled {
                     // Larger sizes are tried just after the one in use has passed.
-                    self.grow = now >= self.grow_at;
+                    self.grow = now >= self.grow_at || !self.settled;
                     (self.misses, self.due) = (0, Some(if self.grow { now } else { now + CHECK }));
                 }
             }
@@ -593,7 +593,10 @@ mod tests {
         line.carries = 1400;
         line.until(Duration::from_secs(10), |line| line.packet() < 1500);
         let fit = Fit::new(line.known(), &route(), true);
-        assert_eq!((fit.datagram(), fit.packet_to_tell(false), fit.packet_to_clamp(false)), (Some(1280 - 28), None, None));
+        assert_eq!(
+            (fit.datagram(), fit.packet_to_tell(false), fit.packet_to_clamp(false)),
+            (Some(1280 - 28), None, None)
+        );
         line.until(Duration::from_secs(10), |line| line.settled() == Some(1400));
         let fit = Fit::new(line.known(), &route(), true);
         assert_eq!(fit.packet_to_tell(false), Some(1400 - 28 - 32 - 14));

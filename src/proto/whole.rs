@@ -439,6 +439,19 @@ mod tests {
     }
 
     #[test]
+    fn a_message_may_be_one_frame() {
+        for partial in [false, true] {
+            let mut message = [&frame_head(partial)[..], b"frame"].concat();
+            assert_eq!(parse_frame(&mut message), Ok(Some((partial, &mut b"frame".clone()[..]))));
+            assert!(parse(&message).is_err(), "it is no super-frame");
+            message[1] |= 2;
+            assert_eq!(parse_frame(&mut message), Err(DropReason::Malformed));
+        }
+        assert_eq!(parse_frame(&mut [KIND_TCP4, 0, 1, 0]), Ok(None));
+        assert_eq!(parse_frame(&mut [KIND_FRAME, 0]), Ok(None), "and what is no message either is told by the other");
+    }
+
+    #[test]
     fn heads_are_read_as_they_were_written() {
         let header = VnetHeader { gso: Gso::Tcp6, gso_size: 0x1234, needs_csum: true, ecn: true, ..VnetHeader::PLAIN };
         assert_eq!(head(&header), Some([0x82, 0, 0x34, 0x12]));

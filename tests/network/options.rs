@@ -17,8 +17,8 @@ use eps_actor::wire::join::JoinLine;
 use serde_json::{Value, json};
 
 use crate::crowd::{Guest, holders, run};
-use crate::mtu::{Narrow, named_at_bob};
 use crate::lab::{BIN, SERVER, World, address, beside, complaints, has_program, join, pid, program, text, until};
+use crate::mtu::{Narrow, named_at_bob};
 
 #[test]
 fn help_and_version_answer_at_the_program_and_at_both_roles() {
