@@ -229,6 +229,14 @@ counters! {
     copies_sent_bytes,
     /// Copies that came by a further path after the first; no frames are lost by them.
     copies_received,
+    /// Frames sent in fragments of our own, because they are too long for the path.
+    cut_frames,
+    /// Frames that came in fragments and were put together.
+    joined_frames,
+    /// "Packet too big" told to hosts at the TAP.
+    too_big_told,
+    /// TCP connections whose segments were made to fit the path.
+    mss_clamped,
 }
 
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use foldhash::quality::RandomState;
 use crate::ids::{Endpoint, MacAddr, PeerIdx, PublicKey, Route, SessionIndex, VlanId};
 use crate::proto::estimate::PathMeter;
 use crate::proto::guard::{PeerCredentials, StormBudget};
+use crate::proto::mtu::Fit;
 use crate::proto::multipath::Plan;
 use crate::proto::session::{Meter, Session};
 use crate::wire::ethernet::FrameView;
@@ -146,6 +147,8 @@ pub struct Outlet {
     pub meter: Arc<PathMeter>,
     /// Where several paths are used.
     pub plan: Option<Plan>,
+    /// What the route carries in one datagram.
+    pub fit: Fit,
 }
 
 /// A path by which a peer's datagrams may come.

@@ -29,6 +29,7 @@ use eps_actor::messages::server_link::{ServerControl, ServerInbound};
 use eps_actor::proto::crypto::{Suite, transport_keys};
 use eps_actor::proto::fdb::Fdb;
 use eps_actor::proto::guard::{PeerCredentials, Rights};
+use eps_actor::proto::mtu::Fit;
 use eps_actor::proto::session::{Epoch, Meter, Owner, Session, SessionParts};
 use eps_actor::view::{Outlet, PeerEntry, PeerHandle, PeerView, SelfView, ServerView};
 use eps_actor::wire::checksum;
@@ -330,6 +331,7 @@ fn side(us: Facts, them: Facts, uplink: Arc<UdpUplink>, offload: bool, suite: Su
         route: Route::direct(them.place),
         meter: Arc::default(),
         plan: None,
+        fit: Fit::ANY,
     }));
     let credentials = PeerCredentials { mac: them.mac, ip4: Some(them.ip4), ip6: None, rights: Rights(0) };
     let entry = PeerEntry { handle, name: "them".into(), credentials, flooded: true };

@@ -32,6 +32,7 @@ use crate::proto::guard::{self, Rights};
 use crate::proto::multipath::{Plan, Way};
 use crate::proto::segment::{self, Checksums, PartialChecksum, Segmenter};
 use crate::proto::session::{Epoch, Owner, Session};
+use crate::proto::too_big;
 use crate::proto::whole::{self, Assembly, Cut};
 use crate::view::{FdbView, Outlet, PeerEntry, PeerHandle, PeerView, SelfView, ServerView};
 use crate::wire::control::Control;
@@ -96,41 +97,66 @@ impl<'a> Load<'a> {
         Self { header: VnetHeader::PLAIN, bytes, segments: None, may_stay_partial: false }
     }
 
-    /// Seals it for a peer into the batch, to go by a route. Hot: no allocation, no lock. Gives frames and their bytes.
-    fn seal_into(&self, batch: &mut SendBatch, session: &Session, route: Route) -> Result<(u64, u64), DropReason> {
-        let takes_partial = session.capabilities.takes_partial_checksums();
+    /// Seals it for a peer into the batch. Hot: no allocation, no lock. Gives frames and their bytes.
+    fn seal_into(&self, batch: &mut SendBatch, lane: Lane<'_>, counters: &Counters) -> Result<(u64, u64), DropReason> {
+        let outlet = lane.outlet;
+        let takes_partial = outlet.session.capabilities.takes_partial_checksums();
         let Some(segments) = &self.segments else {
             let partial = takes_partial && self.may_stay_partial;
-            seal_into(batch, (session, route), self.bytes.len(), partial, |frame| {
+            seal_into(batch, lane, self.bytes.len(), partial, |frame| {
                 frame.copy_from_slice(self.bytes);
+                clamp(frame, outlet, !self.header.needs_csum, counters);
                 if self.header.needs_csum && !partial { segment::complete(&self.header, frame) } else { Ok(()) }
-            })?;
+            })?
+            .count(counters);
             return Ok((1, self.bytes.len() as u64));
         };
+        let fitting = (segments.segment_len(0) > outlet.fit.frame_max())
+            .then(|| segments.fitting(outlet.fit.frame_max()))
+            .flatten();
+        let segments = fitting.as_ref().unwrap_or(segments);
         let checksums = if takes_partial { Checksums::Partial } else { Checksums::Complete };
         let mut bytes = 0;
         for number in 0..segments.count() {
             let length = segments.segment_len(number);
-            seal_into(batch, (session, route), length, takes_partial, |frame| {
+            seal_into(batch, lane, length, takes_partial, |frame| {
                 segments.write(number, checksums, frame);
                 Ok(())
-            })?;
+            })?
+            .count(counters);
             bytes += length as u64;
         }
         Ok((segments.count() as u64, bytes))
     }
 
-    /// How it is sealed whole, if the other side takes that and it is worth it: a fragment is as long as a frame of
-    /// its own would be, so it passes wherever that does.
+    /// How it is sealed whole, if the other side takes that and it is worth it. A fragment is as long as the path
+    /// takes; while that is not known, as a frame of its own would be, so it passes wherever that does.
     fn sealed_whole(&self, outlet: &Outlet) -> Option<Whole> {
         // Where every frame goes several ways, one may well be lost on one of them.
         let copied = outlet.plan.as_ref().is_some_and(Plan::copies_all);
         let whole = outlet.session.capabilities.takes_whole() && !copied;
         let segments = self.segments.as_ref().filter(|_| whole)?;
         let head = whole::head(&self.header)?;
-        let fragment = Session::sealed_len(segments.segment_len(0), PAD_LIMIT) - HEADER_LEN;
-        let cut = Cut::new(whole::HEAD_LEN + self.bytes.len() + TAG_LEN, fragment)?;
-        Some(Whole { head, cut, frames: segments.count() as u64, bytes: segments.total_len() as u64 })
+        let total = whole::HEAD_LEN + self.bytes.len() + TAG_LEN;
+        let frame = Session::sealed_len(segments.segment_len(0), PAD_LIMIT);
+        let cut = |datagram: usize| Cut::new(total, datagram.saturating_sub(HEADER_LEN));
+        let fit = outlet.fit.datagram().unwrap_or(frame);
+        // Where all of it fits one datagram, it is cut all the same.
+        let cut = cut(fit).or_else(|| cut(frame.min(fit)))?;
+        let (frames, bytes) = (segments.count() as u64, segments.total_len() as u64);
+        Some(Whole { head, cut, frames, bytes, told: self.to_tell(outlet) })
+    }
+
+    /// Whether hosts should be told that it is too long for the path: how long its longest packet is, and how long one
+    /// may be.
+    fn to_tell(&self, outlet: &Outlet) -> Option<(usize, u16)> {
+        let longest = self.segments.as_ref().map_or(self.bytes.len(), |segments| segments.segment_len(0));
+        if longest <= outlet.fit.frame_max() {
+            return None;
+        }
+        let frame = FrameView::parse(self.bytes).ok()?;
+        let head = self.bytes.len() - frame.payload().len();
+        Some((longest - head, outlet.fit.packet_to_tell(frame.is_tagged())?))
     }
 
     /// Each frame of it by itself and complete, to be kept.
@@ -155,6 +181,20 @@ impl<'a> Load<'a> {
     }
 }
 
+/// An outlet, and which of its routes a frame takes. What fits is known of the usual one; where another carries less, IP
+/// cuts the datagram.
+#[derive(Clone, Copy)]
+struct Lane<'a> {
+    outlet: &'a Outlet,
+    route: Route,
+}
+
+impl<'a> Lane<'a> {
+    fn usual(outlet: &'a Outlet) -> Self {
+        Self { outlet, route: outlet.route }
+    }
+}
+
 /// A super-frame that is to be sealed whole.
 #[derive(Clone, Copy)]
 struct Whole {
@@ -162,50 +202,82 @@ struct Whole {
     cut: Cut,
     frames: u64,
     bytes: u64,
+    /// As [`Load::to_tell`].
+    told: Option<(usize, u16)>,
 }
 
 impl Whole {
     /// Seals it in place, in `message`, which begins with room for its head, and puts its fragments into the batch.
     /// Hot: no allocation, no lock.
-    fn seal_into(
-        &self,
-        batch: &mut SendBatch,
-        (session, route): (&Session, Route),
-        message: &mut [u8],
-    ) -> Result<(), DropReason> {
+    fn seal_into(&self, batch: &mut SendBatch, lane: Lane<'_>, message: &mut [u8]) -> Result<(), DropReason> {
         message[..whole::HEAD_LEN].copy_from_slice(&self.head);
-        let (header, tag) = session.seal_whole(self.cut.count(), message)?;
-        let relay = route.relay.map(relay::header);
-        let head = relay.map_or(0, |_| HEADER_LEN);
-        for (index, range) in (0..).zip(self.cut.ranges()) {
-            let length = head + HEADER_LEN + range.len();
-            let space = batch.reserve(length);
-            if let Some(relay) = relay {
-                space[..HEADER_LEN].copy_from_slice(&relay);
-            }
-            space[head..head + HEADER_LEN].copy_from_slice(&FragHeader { index, ..header }.to_bytes());
-            let body = &mut space[head + HEADER_LEN..];
-            // The tag follows the message, and may be in two fragments.
-            let sealed = &message[range.start.min(message.len())..range.end.min(message.len())];
-            let tag_from = range.start.max(message.len()) - message.len();
-            body[..sealed.len()].copy_from_slice(sealed);
-            let rest = body.len() - sealed.len();
-            body[sealed.len()..].copy_from_slice(&tag[tag_from..tag_from + rest]);
-            batch.commit(route.endpoint, length);
-        }
-        Ok(())
+        seal_cut(batch, lane, self.cut, message)
     }
 }
 
-/// Seals a frame of `length` bytes, which `write` puts in its place, for a peer.
+/// Seals a message in place and puts its fragments into the batch. Hot: no allocation, no lock.
+fn seal_cut(batch: &mut SendBatch, lane: Lane<'_>, cut: Cut, message: &mut [u8]) -> Result<(), DropReason> {
+    let Lane { outlet, route } = lane;
+    let (header, tag) = outlet.session.seal_whole(cut.count(), message)?;
+    let relay = route.relay.map(relay::header);
+    let head = relay.map_or(0, |_| HEADER_LEN);
+    for (index, range) in (0..).zip(cut.ranges()) {
+        let length = head + HEADER_LEN + range.len();
+        let space = batch.reserve(length);
+        if let Some(relay) = relay {
+            space[..HEADER_LEN].copy_from_slice(&relay);
+        }
+        space[head..head + HEADER_LEN].copy_from_slice(&FragHeader { index, ..header }.to_bytes());
+        let body = &mut space[head + HEADER_LEN..];
+        // The tag follows the message, and may be in two fragments.
+        let sealed = &message[range.start.min(message.len())..range.end.min(message.len())];
+        let tag_from = range.start.max(message.len()) - message.len();
+        body[..sealed.len()].copy_from_slice(sealed);
+        let rest = body.len() - sealed.len();
+        body[sealed.len()..].copy_from_slice(&tag[tag_from..tag_from + rest]);
+        batch.commit(route.endpoint, length);
+    }
+    Ok(())
+}
+
+/// How a frame was put into the batch.
+enum Sealed {
+    Alone,
+    Cut,
+}
+
+impl Sealed {
+    fn count(self, counters: &Counters) {
+        match self {
+            Self::Alone => {}
+            Self::Cut => add(&counters.cut_frames, 1),
+        }
+    }
+}
+
+/// Seals a frame of `length` bytes, which `write` puts in its place, for a peer: in one datagram where the path takes
+/// it, or the other side does not take fragments. IP cuts it then.
 fn seal_into(
     batch: &mut SendBatch,
-    (session, route): (&Session, Route),
+    lane: Lane<'_>,
     length: usize,
     partial: bool,
     write: impl FnOnce(&mut [u8]) -> Result<(), DropReason>,
-) -> Result<(), DropReason> {
-    let sealed = Session::sealed_len(length, PAD_LIMIT);
+) -> Result<Sealed, DropReason> {
+    let Lane { outlet, route } = lane;
+    if length > outlet.fit.frame_max()
+        && outlet.session.capabilities.takes_cut()
+        && let Some(datagram) = outlet.fit.datagram()
+        && let Some(cut) = Cut::new(whole::HEAD_LEN + length + TAG_LEN, datagram.saturating_sub(HEADER_LEN))
+    {
+        let mut message = [0; whole::HEAD_LEN + FRAME_MAX];
+        let message = &mut message[..whole::HEAD_LEN + length];
+        message[..whole::HEAD_LEN].copy_from_slice(&whole::frame_head(partial));
+        write(&mut message[whole::HEAD_LEN..])?;
+        seal_cut(batch, lane, cut, message)?;
+        return Ok(Sealed::Cut);
+    }
+    let sealed = Session::sealed_len(length, PAD_LIMIT.min(outlet.fit.frame_max()));
     let head = route.relay.map_or(0, |_| HEADER_LEN);
     let space = batch.reserve(head + sealed);
     if let Some(token) = route.relay {
@@ -213,9 +285,19 @@ fn seal_into(
     }
     let datagram = &mut space[head..];
     write(&mut datagram[HEADER_LEN..HEADER_LEN + length])?;
-    session.seal_frame(partial, datagram, length)?;
+    outlet.session.seal_frame(partial, datagram, length)?;
     batch.commit(route.endpoint, head + sealed);
-    Ok(())
+    Ok(Sealed::Alone)
+}
+
+/// Makes the segments of a TCP connection that `frame` begins fit the path. `summed`: its checksum is complete.
+fn clamp(frame: &mut [u8], outlet: &Outlet, summed: bool, counters: &Counters) {
+    if let Some(syn) = too_big::syn(frame)
+        && let Some(packet_max) = outlet.fit.packet_to_clamp(syn.tagged)
+        && syn.clamp(frame, packet_max, summed)
+    {
+        add(&counters.mss_clamped, 1);
+    }
 }
 
 /// Counts a handshake datagram that is about to be sent.
@@ -236,7 +318,7 @@ pub fn send_staged(handle: &PeerHandle, uplinks: &Uplinks, batch: &mut SendBatch
     let Some(outlet) = outlet.as_deref() else { return };
     let (mut frames, mut bytes) = (0, 0);
     for frame in handle.take_staged() {
-        match Load::plain(&frame).seal_into(batch, &outlet.session, outlet.route) {
+        match Load::plain(&frame).seal_into(batch, Lane::usual(outlet), &views.counters) {
             Ok(_) => (frames, bytes) = (frames + 1, bytes + frame.len() as u64),
             Err(reason) => views.counters.dropped(reason),
         }
@@ -259,6 +341,7 @@ pub struct Egress {
     /// What this burst sends by which path; few, so that the one that follows is found at once.
     passed: Vec<Passed>,
     answer: Vec<u8>,
+    too_big: too_big::Budget,
 }
 
 /// Datagrams and their bytes that leave by one path.
@@ -318,7 +401,8 @@ impl Egress {
     pub fn new(views: Views, uplinks: Uplinks, want: Caster<Want>, tap: TapTx) -> Self {
         let batch = SendBatch::new(uplinks.max_segments());
         let passed = Vec::with_capacity(PASSED_MAX);
-        Self { views, uplinks, want, tap, batch, passed, answer: Vec::with_capacity(128) }
+        let (answer, too_big) = (Vec::with_capacity(1500), too_big::Budget::default());
+        Self { views, uplinks, want, tap, batch, passed, answer, too_big }
     }
 
     /// Whether there is anybody to send to.
@@ -427,9 +511,11 @@ impl Egress {
                     && handle.meter.whole.is_open(scope.now_ms)
                     && let Some(whole) = handle.outlet().as_deref().and_then(|outlet| load.sealed_whole(outlet))
                 {
+                    self.tell_too_big(&frame, whole.told, scope);
                     return Ok(Some((handle, whole)));
                 }
-                self.send_to(handle, load, scope)?;
+                let told = self.send_to(handle, load, scope)?;
+                self.tell_too_big(&frame, told, scope);
             }
             forward::Egress::Flood => {
                 add(&self.views.counters.flooded_frames, 1);
@@ -441,6 +527,19 @@ impl Egress {
             forward::Egress::Drop(reason) => return Err(reason),
         }
         Ok(None)
+    }
+
+    /// Tells a host that its packets are too long for the path.
+    fn tell_too_big(&mut self, frame: &FrameView<'_>, told: Option<(usize, u16)>, scope: &EgressScope) {
+        if let Some((longest, packet_max)) = told
+            && too_big::answer(frame, longest, packet_max, &mut self.answer)
+            && self.too_big.take(scope.now_ms)
+        {
+            add(&self.views.counters.too_big_told, 1);
+            if let Err(reason) = self.tap.write(&self.answer) {
+                self.views.counters.dropped(reason);
+            }
+        }
     }
 
     /// Seals a super-frame whole, where it was read to: there is room for its head where its header was.
@@ -460,7 +559,7 @@ impl Egress {
         let (route, meter) = way.map_or((outlet.route, &outlet.meter), |way| (way.route, &way.meter));
         let mark = self.batch.mark();
         let message = &mut read[VnetHeader::LEN - whole::HEAD_LEN..];
-        whole.seal_into(&mut self.batch, (&outlet.session, route), message)?;
+        whole.seal_into(&mut self.batch, Lane { outlet, route }, message)?;
         self.pass(meter, u64::from(whole.cut.count()), (self.batch.mark() - mark) as u64);
         handle.meter.transmitted(whole.frames, whole.bytes, scope.now_ms);
         scope.sent.set(scope.sent.get().and(route, (whole.frames, whole.bytes)));
@@ -492,13 +591,19 @@ impl Egress {
         }
     }
 
-    fn send_to(&mut self, handle: &Arc<PeerHandle>, load: &Load<'_>, scope: &EgressScope) -> Result<(), DropReason> {
+    /// Sends it to a peer; as [`Load::to_tell`].
+    fn send_to(
+        &mut self,
+        handle: &Arc<PeerHandle>,
+        load: &Load<'_>,
+        scope: &EgressScope,
+    ) -> Result<Option<(usize, u16)>, DropReason> {
         let outlet = handle.outlet();
         if let Some(outlet) = outlet.as_deref() {
             let mark = self.batch.mark();
             let way = outlet.plan.as_ref().map(|plan| plan.first(load.bytes, scope.now_ms));
             let (route, meter) = way.map_or((outlet.route, &outlet.meter), |way| (way.route, &way.meter));
-            let (frames, bytes) = load.seal_into(&mut self.batch, &outlet.session, route)?;
+            let (frames, bytes) = load.seal_into(&mut self.batch, Lane { outlet, route }, &self.views.counters)?;
             let wire = self.batch.mark() - mark;
             self.pass(meter, frames, wire as u64);
             handle.meter.transmitted(frames, bytes, scope.now_ms);
@@ -506,7 +611,7 @@ impl Egress {
             if let Some(plan) = &outlet.plan {
                 self.copy(mark, route, plan.copies(load.bytes, wire, scope.now_ms));
             }
-            return Ok(());
+            return Ok(load.to_tell(outlet));
         }
         let mut lost = 0;
         load.for_each(|frame| lost += handle.stage(frame))?;
@@ -521,7 +626,7 @@ impl Egress {
             self.uplinks.flush(&mut self.batch);
             send_staged(handle, &self.uplinks, &mut self.batch, &self.views, scope.now);
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -918,6 +1023,9 @@ impl Ingress {
     ) -> Result<(u64, u64), DropReason> {
         let message = session.open_whole(header, sealed)?;
         session.meter.whole.arrived();
+        if let Some((partial, frame)) = whole::parse_frame(message)? {
+            return self.accept_joined(entry, frame, partial, arena, scope);
+        }
         let (vnet, segments, bytes) = whole::parse(message)?;
         let frame = FrameView::parse(bytes)?;
         if frame.dst().is_group() {
@@ -952,6 +1060,33 @@ impl Ingress {
         Ok((count as u64, length))
     }
 
+    /// Judges a frame that came in fragments, and writes it to the TAP.
+    fn accept_joined(
+        &mut self,
+        entry: &PeerEntry,
+        frame: &mut [u8],
+        partial: bool,
+        arena: &[u8],
+        scope: &mut IngressScope,
+    ) -> Result<(u64, u64), DropReason> {
+        self.judge(entry, frame, partial, scope)?;
+        let header = if partial && scope.takes_partial {
+            let (csum_start, csum_offset) = segment::locate(frame).ok_or(DropReason::Malformed)?;
+            VnetHeader { needs_csum: true, csum_start, csum_offset, ..VnetHeader::PLAIN }
+        } else {
+            VnetHeader::PLAIN
+        };
+        // What came before it goes before it.
+        self.write(arena, scope);
+        let (counters, length) = (&self.views.counters, frame.len() as u64);
+        self.tap.write_parts(&header, std::iter::once(&*frame))?;
+        add(&counters.joined_frames, 1);
+        add(&counters.tap_tx_calls, 1);
+        add(&counters.tap_tx_frames, 1);
+        add(&counters.tap_tx_bytes, length);
+        Ok((1, length))
+    }
+
     /// Judges a frame that a peer sent, and queues it for the TAP.
     fn accept(
         &mut self,
@@ -961,7 +1096,22 @@ impl Ingress {
         partial: bool,
         scope: &mut IngressScope,
     ) -> Result<(), DropReason> {
-        let frame = FrameView::parse(&arena[range.clone()])?;
+        self.judge(entry, &mut arena[range.clone()], partial, scope)?;
+        let length = range.len() as u64;
+        self.coalescer.push(arena, range, partial && scope.takes_partial)?;
+        (scope.frames, scope.bytes) = (scope.frames + 1, scope.bytes + length);
+        Ok(())
+    }
+
+    /// Judges a frame that a peer sent, and makes it ready for the TAP. `partial`: its checksum is.
+    fn judge(
+        &self,
+        entry: &PeerEntry,
+        bytes: &mut [u8],
+        partial: bool,
+        scope: &mut IngressScope,
+    ) -> Result<(), DropReason> {
+        let frame = FrameView::parse(bytes)?;
         if frame.dst().is_group() && !entry.handle.admit_group(&frame, scope.now) {
             return Err(DropReason::Storm);
         }
@@ -972,12 +1122,14 @@ impl Ingress {
         if guard::is_neighbour_traffic(&frame) {
             guard::check_leases(&frame, &entry.credentials, &|ip| scope.peers.directory.get(&ip).copied())?;
         }
-        if partial && !scope.takes_partial {
-            segment::complete_parsed(&mut arena[range.clone()])?;
+        if too_big::syn(bytes).is_some()
+            && let Some(outlet) = entry.handle.outlet().as_deref()
+        {
+            clamp(bytes, outlet, !partial, &self.views.counters);
         }
-        let length = range.len() as u64;
-        self.coalescer.push(arena, range, partial && scope.takes_partial)?;
-        (scope.frames, scope.bytes) = (scope.frames + 1, scope.bytes + length);
+        if partial && !scope.takes_partial {
+            segment::complete_parsed(bytes)?;
+        }
         Ok(())
     }
 

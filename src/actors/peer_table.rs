@@ -32,6 +32,7 @@ use crate::messages::server_link::{MapAt, OwnStats, SayToServer, UnderlayChanged
 use crate::proto::clock::{ClockWatch, Jump};
 use crate::proto::crypto::Trust;
 use crate::proto::map::MemberMap;
+use crate::proto::mtu::Fit;
 use crate::proto::nat::NatReport;
 use crate::proto::path::State;
 use crate::proto::peers::{Event, Output, PathDescription, PeerDescription, PeerState, Peers, credentials};
@@ -204,10 +205,11 @@ impl PeerTable {
     }
 
     fn drain(&mut self, now: Instant) {
-        let (mut ready, mut sends) = (Vec::new(), Vec::new());
+        let (mut ready, mut sends, mut trials) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(output) = self.core.as_mut().and_then(Peers::poll_output) {
             match output {
                 Output::Send { route, datagram } => sends.push((route, datagram)),
+                Output::SendUnfragmented { route, datagram } => trials.push((route, datagram)),
                 Output::ToServer(message) => {
                     self.casts.say.cast(SayToServer(message));
                 }
@@ -236,6 +238,9 @@ impl PeerTable {
             count_handshake(&self.shared.views.counters, &datagram);
             self.shared.uplinks.send_by(route, &datagram);
         }
+        for (route, datagram) in trials {
+            self.shared.uplinks.send_unfragmented(route, &datagram);
+        }
         for idx in ready {
             if let Some(handle) = self.handles.get(&idx) {
                 send_staged(handle, &self.shared.uplinks, &mut self.batch, &self.shared.views, now);
@@ -259,6 +264,7 @@ impl PeerTable {
                 route,
                 meter: meter(route).unwrap_or_default(),
                 plan: peer.plan.clone(),
+                fit: Fit::new(peer.mtu, &route, self.shared.config.mss_clamp),
             });
             handle.set_inlets(peer.paths.iter().map(inlet).collect());
             handle.set_outlet(outlet);

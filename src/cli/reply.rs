@@ -150,6 +150,8 @@ pub struct Peer {
     pub state: String,
     pub path: Option<String>,
     pub rtt_ms: Option<f64>,
+    /// Octets of an IP packet.
+    pub path_mtu: Option<u16>,
     pub last_proof_seconds: Option<f64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,

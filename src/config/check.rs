@@ -158,6 +158,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let device = check.device(raw.device.as_ref());
     let mtu = check.number(raw.mtu.as_ref(), "mtu", 576..=9000, super::MTU, " (bytes)");
     let offload = check.boolean(raw.offload.as_ref(), "offload", true);
+    let mss_clamp = check.boolean(raw.mss_clamp.as_ref(), "mss_clamp", true);
     let lan = check.boolean(raw.lan.as_ref(), "lan", true);
     let direct = check.boolean(raw.direct.as_ref(), "direct", true);
     let uplinks = check.uplinks(raw.uplinks.as_ref());
@@ -197,6 +198,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         device: device?,
         mtu: mtu?,
         offload: offload?,
+        mss_clamp: mss_clamp?,
         lan: lan?,
         direct: direct?,
         uplinks: uplinks?,

@@ -257,6 +257,7 @@ compared! {
         "device": device,
         "mtu": mtu,
         "offload": offload,
+        "mss_clamp": mss_clamp,
         "lan": lan,
         "direct": direct,
         "uplinks": uplinks,
@@ -361,6 +362,8 @@ pub struct ClientConfig {
     pub mtu: u16,
     /// The device hands over and takes super-frames, as far as the kernel has them.
     pub offload: bool,
+    /// The segments of TCP connections are made to fit the path to the other member.
+    pub mss_clamp: bool,
     /// The addresses of own interfaces are offered as candidates.
     pub lan: bool,
     /// Direct paths are tried; otherwise everything is relayed.

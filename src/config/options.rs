@@ -131,6 +131,9 @@ pub struct ClientOptions {
     /// Let the kernel hand over many segments as one frame; false takes single frames [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub offload: Option<String>,
+    /// Make the segments of TCP connections fit the path to the other member [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub mss_clamp: Option<String>,
     /// Tell other members the addresses of this machine's interfaces [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub lan: Option<String>,
@@ -265,6 +268,7 @@ impl ClientOptions {
         one(&mut raw.device, "--device", self.device);
         one(&mut raw.mtu, "--mtu", self.mtu);
         one(&mut raw.offload, "--offload", self.offload);
+        one(&mut raw.mss_clamp, "--mss-clamp", self.mss_clamp);
         one(&mut raw.lan, "--lan", self.lan);
         one(&mut raw.direct, "--direct", self.direct);
         many(&mut raw.uplinks, "--uplink", words(&self.uplinks));
@@ -355,11 +359,11 @@ mod tests {
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --uplink=13 --multipath=14 --tcp=15 --hosts=16 \
-                    --route=17 --accept-routes=18 --exit=19 --exit-node=20 --masquerade=21 --control=22 \
-                    --scorecard=23 --scorecard-format=24 --stats=25 --metrics=26 --log-level=27 --log=28 \
-                    --log-format=29 --log-max-size=30 --log-max-age=31 --log-keep=32 --upnptimeout=33 --hard-nat=34 \
-                    --lan-discovery=35";
+                    --mtu=9 --offload=10 --mss-clamp=11 --lan=12 --direct=13 --uplink=14 --multipath=15 --tcp=16 \
+                    --hosts=17 --route=18 --accept-routes=19 --exit=20 --exit-node=21 --masquerade=22 --control=23 \
+                    --scorecard=24 --scorecard-format=25 --stats=26 --metrics=27 --log-level=28 --log=29 \
+                    --log-format=30 --log-max-size=31 --log-max-age=32 --log-keep=33 --upnptimeout=34 --hard-nat=35 \
+                    --lan-discovery=36";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

@@ -155,6 +155,7 @@ keys! {
         device: String,
         mtu: u16,
         offload: bool,
+        mss_clamp: bool,
         lan: bool,
         direct: bool,
         uplinks: Vec<String>,

@@ -27,6 +27,8 @@ pub struct UdpUplink {
     gso_segments: AtomicUsize,
     /// Destinations whose way out cannot cut segmented sends.
     uncut: UncutPaths,
+    /// Held while IP may not cut what is sent.
+    probing: Mutex<()>,
 }
 
 /// Why a UDP socket could not be bound.
@@ -105,7 +107,8 @@ impl UdpUplink {
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(failed("setsockopt"))?;
         allow_fragments(&socket, local_addr).map_err(failed("IP_MTU_DISCOVER"))?;
         let gso_segments = AtomicUsize::new(state.max_gso_segments());
-        Ok(Self { id, local_addr, device: None, socket, state, gso_segments, uncut: UncutPaths::default() })
+        let (uncut, probing) = (UncutPaths::default(), Mutex::new(()));
+        Ok(Self { id, local_addr, device: None, socket, state, gso_segments, uncut, probing })
     }
 
     /// The number datagrams to and from this socket are known by.
@@ -179,6 +182,19 @@ impl UdpUplink {
             }
         }
         bytes.chunks(size).try_for_each(|segment| self.send_one(to, segment, None))
+    }
+
+    /// Sends one datagram that IP must not cut, neither here nor on the way, and whatever the kernel believes of the
+    /// path: it arrives as it is or not at all. `EMSGSIZE` if not even this machine's interface takes it.
+    ///
+    /// The kernel knows the wish as a property of the socket only, so it is changed for the time of the call. Others
+    /// who send meanwhile send uncut, too: what fits the path passes all the same.
+    pub fn send_unfragmented(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let _alone = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        discover_mtu(&self.socket, self.local_addr, libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE)?;
+        let sent = self.send_one(to, bytes, None);
+        allow_fragments(&self.socket, self.local_addr)?;
+        sent
     }
 
     fn send_one(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>) -> io::Result<()> {
@@ -259,14 +275,23 @@ fn grow_buffers(socket: &impl AsFd, bytes: usize) {
 }
 
 /// Takes back the "don't fragment" that quinn-udp sets for QUIC. An Ethernet frame of full size does not fit one
-/// datagram once it is wrapped, and the overlay promises its MTU, so IP must be free to cut it.
+/// datagram once it is wrapped, and the overlay promises its MTU, so IP must be free to cut it while nothing is known of
+/// a path. What ICMP says of paths is not believed over IPv4, where a router may cut as well; over IPv6 it is, for there
+/// only we can.
 fn allow_fragments(socket: &UdpSocket, addr: SocketAddr) -> io::Result<()> {
-    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    discover_mtu(socket, addr, libc::IP_PMTUDISC_OMIT, libc::IPV6_PMTUDISC_DONT)?;
     if addr.is_ipv6() {
-        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
     }
     Ok(())
+}
+
+fn discover_mtu(socket: &UdpSocket, addr: SocketAddr, four: libc::c_int, six: libc::c_int) -> io::Result<()> {
+    if addr.is_ipv6() {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, six)
+    } else {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, four)
+    }
 }
 
 fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
@@ -561,6 +586,23 @@ mod tests {
         std::thread::sleep(Duration::from_millis(50));
         bob.send(alice.local_addr(), b"hello", None).expect("sent");
         assert_eq!(receive(&alice, 1).len(), 1);
+    }
+
+    #[test]
+    fn what_is_sent_unfragmented_arrives_whole_or_not_at_all_and_the_rest_is_cut_as_before() {
+        use super::super::netns::{Netns, can_make_networks};
+        if !can_make_networks() {
+            return;
+        }
+        let (a, b) = (Netns::new().expect("a namespace"), Netns::new().expect("a namespace"));
+        Netns::connect((&a, "eth0", "10.0.0.1/24"), (&b, "eth0", "10.0.0.2/24")).expect("a cable");
+        let (from, to) = (a.run(|| uplink("10.0.0.1:0")), b.run(|| uplink("10.0.0.2:0")));
+        from.send_unfragmented(to.local_addr(), &[1; 1472]).expect("it fits the interface");
+        let error = from.send_unfragmented(to.local_addr(), &[1; 1473]).expect_err("it does not");
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        from.send(to.local_addr(), &[1; 1473], None).expect("cut");
+        let lengths: Vec<usize> = receive(&to, 2).iter().map(|(bytes, ..)| bytes.len()).collect();
+        assert_eq!(lengths, [1472, 1473]);
     }
 
     #[test]

@@ -159,6 +159,19 @@ impl Uplinks {
         }
     }
 
+    /// Sends one datagram by a route that IP must not cut on the way, as it is or inside RELAY. One that this machine's
+    /// own interface does not take is no loss: that is what was to be learnt.
+    pub fn send_unfragmented(&self, route: Route, datagram: &[u8]) {
+        let wrapped = route.relay.map(|token| [&relay::header(token)[..], datagram].concat());
+        let datagram = wrapped.as_deref().unwrap_or(datagram);
+        let uplink = self.0.udp.get(usize::from(route.endpoint.uplink.0)).and_then(ArcSwapOption::load_full);
+        if uplink.is_some_and(|uplink| uplink.send_unfragmented(route.endpoint.addr, datagram).is_ok()) {
+            add(&self.0.counters.udp_tx_calls, 1);
+            add(&self.0.counters.udp_tx_datagrams, 1);
+            add(&self.0.counters.udp_tx_bytes, datagram.len() as u64);
+        }
+    }
+
     /// Sends everything in a batch, a call for each run. Hot.
     pub fn flush(&self, batch: &mut SendBatch) {
         batch.flush(|endpoint, bytes, segment| self.send_run(endpoint, bytes, segment));

@@ -24,6 +24,7 @@ use super::estimate::PathMeter;
 use super::guard::{PeerCredentials, Rights};
 use super::link::{Incoming, Link, Node};
 use super::map::{MapEvent, MemberMap};
+use super::mtu::{self, PathMtus};
 use super::multipath::{Mode, Plan};
 use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
@@ -68,6 +69,11 @@ const DIAL_MAX: usize = 6;
 #[derive(Debug)]
 pub enum Output {
     Send {
+        route: Route,
+        datagram: Vec<u8>,
+    },
+    /// As `Send`, but IP must not cut it on the way.
+    SendUnfragmented {
         route: Route,
         datagram: Vec<u8>,
     },
@@ -150,6 +156,8 @@ pub struct PeerDescription {
     /// The share of our datagrams that the route loses, 0 to 1.
     pub loss: Option<f64>,
     pub proven: Option<Instant>,
+    /// What the route carries, once that is known.
+    pub mtu: Option<mtu::Known>,
     pub session: Option<Arc<Session>>,
     pub meter: Arc<Meter>,
     /// The NAT in front of it, as it says.
@@ -252,6 +260,7 @@ pub struct Peers {
     mark_at: Instant,
     timers: BTreeSet<(Instant, PeerIdx)>,
     timer_of: BTreeMap<PeerIdx, Instant>,
+    mtus: PathMtus,
     traversal: Traversal,
     rng: StdRng,
     outputs: VecDeque<Output>,
@@ -293,6 +302,7 @@ impl Peers {
             timers: BTreeSet::new(),
             timer_of: BTreeMap::new(),
             traversal: Traversal::new(now),
+            mtus: PathMtus::default(),
             rng,
             outputs: VecDeque::new(),
         };
@@ -817,6 +827,10 @@ impl Peers {
                 let before = peer.paths.active();
                 let event = peer.paths.handle_reply(&via, (sequence, challenge), now);
                 self.paths_changed(idx, before, event, now);
+                if self.mtus.handle_reply(idx, (sequence, challenge), now) {
+                    self.outputs.push_back(Output::Changed);
+                }
+                self.reschedule(idx);
             }
             Control::PathReport { sequence, datagrams, bytes } => {
                 if let Some(peer) = self.peers.get_mut(&idx) {
@@ -955,6 +969,7 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let after = peer.paths.active();
         let key = peer.key;
+        self.mtus.follow(idx, after, now);
         if let Some(PathEvent::Validated(route)) = event
             && route.is_direct()
         {
@@ -1033,6 +1048,7 @@ impl Peers {
             let used = peer.link.meter().used_ms().map(|ms| epoch.at(ms));
             if peer.probing && used.is_some_and(|used| now.saturating_duration_since(used) < BUSY) {
                 peer.paths.wake(now);
+                self.mtus.wake(idx, now);
                 self.reschedule(idx);
             }
         }
@@ -1132,6 +1148,25 @@ impl Peers {
             self.paths_changed(idx, after, Some(event), now);
         }
         self.paths_changed(idx, before, None, now);
+        self.run_sizes(idx, &session, busy, now);
+    }
+
+    /// Asks which sizes of packets pass.
+    fn run_sizes(&mut self, idx: PeerIdx, session: &Session, busy: bool, now: Instant) {
+        let Some(peer) = self.peers.get(&idx) else { return };
+        self.mtus.follow(idx, peer.paths.active(), now);
+        let rtt = |route: &Route| peer.paths.get(route).and_then(|path| path.srtt());
+        let (trials, changed) = self.mtus.handle_timeout(idx, busy, rtt, now, &mut self.rng);
+        for trial in trials {
+            let mtu::Trial { route, sequence, challenge, .. } = trial;
+            let probe = Control::Probe { sequence, challenge, sent_us: 0, path: u8::MAX, padding: trial.padding() };
+            if let Ok(datagram) = session.seal_unpadded(&probe.to_bytes()) {
+                self.outputs.push_back(Output::SendUnfragmented { route, datagram });
+            }
+        }
+        if changed {
+            self.outputs.push_back(Output::Changed);
+        }
     }
 
     /// Peers as they are, for views and status.
@@ -1176,6 +1211,7 @@ impl Peers {
                     jitter: path.and_then(|path| path.estimate.jitter()),
                     loss: path.and_then(|path| path.estimate.loss()),
                     proven: path.and_then(|path| path.proven),
+                    mtu: route.and_then(|route| self.mtus.known(peer.idx, &route)),
                     session,
                     meter: peer.link.meter().clone(),
                     mode: peer.paths.mode(),
@@ -1242,6 +1278,7 @@ impl Peers {
             peer.paths.clear();
             peer.plan = None;
             (peer.channel, peer.lookup, peer.probing) = (None, None, false);
+            self.mtus.forget(idx);
             self.outputs.push_back(Output::Changed);
         }
         self.reschedule(idx);
@@ -1250,6 +1287,7 @@ impl Peers {
     fn forget(&mut self, idx: PeerIdx) {
         if let Some(mut peer) = self.peers.remove(&idx) {
             peer.link.close();
+            self.mtus.forget(idx);
             self.idx_of.remove(&peer.key);
             self.index_of.retain(|_, owner| *owner != idx);
             if let Some(at) = self.timer_of.remove(&idx) {
@@ -1261,7 +1299,8 @@ impl Peers {
 
     fn reschedule(&mut self, idx: PeerIdx) {
         let next = self.peers.get(&idx).and_then(|peer| {
-            let probes = peer.paths.poll_timeout().filter(|_| peer.probing && peer.link.session().is_some());
+            let probes = [peer.paths.poll_timeout(), self.mtus.poll_timeout(idx)].into_iter().flatten().min();
+            let probes = probes.filter(|_| peer.probing && peer.link.session().is_some());
             let way = peer.link.session().and_then(|_| peer.way.poll_timeout());
             [peer.link.poll_timeout(), peer.lookup.as_ref().map(|(at, _)| *at), probes, way].into_iter().flatten().min()
         });

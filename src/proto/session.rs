@@ -222,7 +222,16 @@ impl Session {
 
     /// Seals a control message into a datagram of its own.
     pub fn seal_control(&self, plain: &[u8]) -> Result<Vec<u8>, DropReason> {
-        let mut datagram = vec![0; Self::sealed_len(plain.len(), usize::MAX)];
+        self.seal_control_in(Self::sealed_len(plain.len(), usize::MAX), plain)
+    }
+
+    /// As [`seal_control`](Self::seal_control), without padding: a probe has the length that is asked about.
+    pub fn seal_unpadded(&self, plain: &[u8]) -> Result<Vec<u8>, DropReason> {
+        self.seal_control_in(OVERHEAD + plain.len(), plain)
+    }
+
+    fn seal_control_in(&self, length: usize, plain: &[u8]) -> Result<Vec<u8>, DropReason> {
+        let mut datagram = vec![0; length];
         datagram[HEADER_LEN..HEADER_LEN + plain.len()].copy_from_slice(plain);
         self.seal(Kind::Ctrl, false, &mut datagram, plain.len())?;
         Ok(datagram)

@@ -367,6 +367,7 @@ mod tests {
             state: "direct",
             path: None,
             rtt_ms: *rtt_ms,
+            path_mtu: None,
             last_proof_seconds: Some(0.5),
             rx_bytes: 1,
             tx_bytes: 2,

@@ -126,6 +126,8 @@ pub struct Peer {
     pub state: &'static str,
     pub path: Option<String>,
     pub rtt_ms: Option<f64>,
+    /// The largest IP packet that the path in use is known to carry, in octets.
+    pub path_mtu: Option<u16>,
     pub last_proof_seconds: Option<f64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -414,6 +416,7 @@ fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Pee
         state: state_word(peer.state),
         path: peer.route.map(|route| route.endpoint.to_string()),
         rtt_ms: peer.srtt.map(|srtt| (srtt.as_secs_f64() * 1e6).round() / 1e3),
+        path_mtu: peer.mtu.map(|mtu| mtu.packet),
         last_proof_seconds: proof.map(|proof| seconds(now.saturating_duration_since(proof))),
         rx_bytes: peer.meter.rx_bytes.load(Relaxed),
         tx_bytes: peer.meter.tx_bytes.load(Relaxed),

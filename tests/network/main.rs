@@ -16,6 +16,7 @@ mod lab;
 mod leases;
 mod members;
 mod memory;
+mod mtu;
 mod names;
 mod nat;
 mod notify;

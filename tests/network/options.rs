@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::crowd::{Guest, holders, run};
 use crate::lab::{BIN, SERVER, World, address, beside, complaints, has_program, join, pid, program, text, until};
+use crate::mtu::{Narrow, named_at_bob};
 
 #[test]
 fn help_and_version_answer_at_the_program_and_at_both_roles() {
@@ -372,6 +373,19 @@ fn sighup_gives_a_client_another_log_level() {
     });
     ada.ask_status().expect("asked");
     until("the status", || ada.log().contains("SIGUSR1: status\nclient ada: "));
+}
+
+#[test]
+fn mss_clamp_makes_segments_fit_the_path_unless_it_is_off() {
+    for (option, named) in [("--mss-clamp", 1206 - 40), ("--mss-clamp=false", 1376 - 40)] {
+        let Some(narrow) = Narrow::new(1376, &[option], beside) else { return };
+        narrow.carry(1280);
+        narrow.meet();
+        narrow.until_known(1280);
+        // The search goes on for a moment after the size is known.
+        until("the size that a connection names", || named_at_bob(&narrow) == named);
+        println!("{option}: a connection names segments of {named} octets");
+    }
 }
 
 #[test]

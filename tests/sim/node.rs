@@ -365,7 +365,9 @@ impl Client {
         use peers::Output;
         let Some(run) = &mut self.run else { return };
         match output {
-            Output::Send { route, datagram } => out.push_back(run.send(route, datagram)),
+            Output::Send { route, datagram } | Output::SendUnfragmented { route, datagram } => {
+                out.push_back(run.send(route, datagram));
+            }
             Output::OpenSockets { peer, to, datagrams } => {
                 run.waiting = Some((run.sockets + 1, now + SPRAY_OPEN, peer));
                 for datagram in datagrams {
