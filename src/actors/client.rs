@@ -46,6 +46,8 @@ pub struct ClientShared {
     /// What the gateway maps to us.
     pub gateway: super::upnp::GatewayCell,
     pub started: Instant,
+    /// Who waits for answers of peers.
+    pub words: super::words::Words,
     /// Ends the node.
     pub end: smol::channel::Sender<Ending>,
 }

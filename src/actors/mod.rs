@@ -20,3 +20,4 @@ pub mod tap_reader;
 pub mod tcp_path;
 pub mod udp_path;
 pub mod upnp;
+pub mod words;

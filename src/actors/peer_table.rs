@@ -21,7 +21,7 @@ use crate::io::files::FileError;
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
-    Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
+    AskPeer, Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
 };
 use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
 use crate::proto::clock::ClockWatch;
@@ -144,6 +144,8 @@ impl PeerTable {
                     self.casts.map_at.cast(MapAt(version));
                 }
                 Output::Save => self.save(),
+                Output::Answered { id, answer } => self.shared.words.answer(id, answer),
+                Output::Asked { peer, nonce } => self.explain(peer, nonce),
                 Output::Event(event) => self.tell(&event, now),
             }
         }
@@ -213,6 +215,15 @@ impl PeerTable {
         add(&counters.connections_dropped, before.difference(&after).count() as u64);
     }
 
+    /// A peer wants to know what we tried.
+    fn explain(&mut self, peer: PeerIdx, nonce: u64) {
+        if let Some(core) = &mut self.core
+            && let Some(side) = core.account(peer)
+        {
+            core.tell_account(peer, nonce, side);
+        }
+    }
+
     fn save(&mut self) {
         let Some(core) = &self.core else { return };
         let bytes = core.save();
@@ -248,7 +259,10 @@ impl PeerTable {
                 self.end_removed();
                 return;
             }
-            Event::Revoked { peer } => ("removed members", format!("{peer} is no member any more")),
+            Event::Revoked { peer } => {
+                self.shared.words.removed(peer);
+                ("removed members", format!("{peer} is no member any more"))
+            }
         };
         self.shared.events.say_limited(kind, text, now);
     }
@@ -454,6 +468,16 @@ impl Handler<OwnCandidates> for PeerTable {
     async fn handle(&mut self, OwnCandidates(list): OwnCandidates, _: &mut Context<Self>) {
         if let Some(core) = &mut self.core {
             core.set_candidates(list, Instant::now());
+        }
+    }
+}
+
+impl Handler<AskPeer> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, AskPeer { peer, question, id, end }: AskPeer, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.ask(peer, question, id, end, Instant::now());
         }
     }
 }

@@ -34,6 +34,7 @@ use super::tap_reader::TapReader;
 use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
 use super::upnp::{GatewayCell, Upnp, UpnpCasts, UpnpShared};
+use super::words::Words;
 use crate::cli::reply::Status;
 use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerConfig};
 use crate::counters::Counters;
@@ -186,6 +187,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         events: EventLog::default(),
         gateway: GatewayCell::default(),
         started: now,
+        words: Words::default(),
         end,
     });
     // The lease of the last time brings the device up at once: the server need not be there.
@@ -254,6 +256,7 @@ fn wire_client(
         members: Caster::new(fdb.clone(), counters.clone()),
     };
     let lent = shared.clone();
+    let table = peers.clone();
     let factory = move || PeerTable::new(lent.clone(), peer_casts.clone());
     supervisor.supervise(&threads.control, peers_mailbox, factory, Policy::RESTART);
 
@@ -319,9 +322,9 @@ fn wire_client(
     }
 
     let (lent, guard) = (shared.clone(), supervisor.clone());
-    let (asked, link) = (sampler.clone(), server.clone());
+    let (asked, to) = (sampler.clone(), (server.clone(), table));
     let answer: super::control::Answer = Arc::new(move |request| {
-        report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), link.clone())
+        report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), to.clone())
     });
     let factory = move || Control::new(control.clone(), answer.clone());
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);

@@ -56,6 +56,14 @@ Examples:
   sudo eps-actor invite                    for one member, within 24 hours
   sudo eps-actor invite --reusable --expires never")]
     Invite(InviteArguments),
+    /// Ask another member for signs of life, and show the path of each answer; at a client
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor ping nas
+  sudo eps-actor ping 10.20.0.7 -c 3 -i 0.2
+
+Exit codes: 0 an answer came, 1 none did, 2 bad usage")]
+    Ping(PingArguments),
     /// Take a member out of the network for good; at the server
     #[command(after_help = "Example: sudo eps-actor kick laptop")]
     Kick(KickArguments),
@@ -100,6 +108,7 @@ impl Command {
             Self::Status(arguments) => Some(&arguments.common),
             Self::Members(arguments) => Some(&arguments.common),
             Self::Invite(arguments) => Some(&arguments.common),
+            Self::Ping(arguments) => Some(&arguments.common),
             Self::Kick(arguments) => Some(&arguments.common),
             Self::Leave(arguments) => Some(&arguments.common),
             Self::Check(arguments) => Some(&arguments.common),
@@ -255,6 +264,35 @@ pub struct InviteArguments {
 }
 
 #[derive(Debug, Args)]
+pub struct PingArguments {
+    /// The member: its name, its address in the network, or its id, as `eps-actor status` shows them
+    pub peer: String,
+    /// How many to send; 0 for no end
+    #[arg(short = 'c', long, value_name = "N", default_value = "10")]
+    pub count: u32,
+    /// Seconds between them, from 0.1 to 3600
+    #[arg(short = 'i', long, value_name = "SECONDS", default_value = "1", value_parser = ping_interval)]
+    pub interval: std::time::Duration,
+    /// Print JSON: a line for each event, and one that sums up
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// A peer answers ten a second and not more.
+fn ping_interval(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "write seconds, like 1 or 0.2".to_owned())?;
+    if (0.1..=3600.0).contains(&seconds) {
+        Ok(std::time::Duration::from_secs_f64(seconds))
+    } else {
+        Err("write seconds from 0.1 to 3600".to_owned())
+    }
+}
+
+#[derive(Debug, Args)]
 pub struct KickArguments {
     /// The member, as `eps-actor members` shows it
     pub name: String,
@@ -388,6 +426,7 @@ mod tests {
             "members --json",
             "invite --reusable --expires never --json",
             "invite --expires 24h --control /tmp/x",
+            "ping nas -c 3 -i 0.2 --json --control /tmp/x",
             "kick laptop",
             "leave",
             "check --config x.ron --role server",
@@ -408,6 +447,10 @@ mod tests {
 
     #[test]
     fn bad_usage_ends_with_2() {
+        for line in ["ping", "ping nas -i 0", "ping nas -c -1"] {
+            let words = std::iter::once("eps-actor").chain(line.split_whitespace());
+            assert_eq!(Arguments::try_parse_from(words).expect_err("bad usage").exit_code(), 2, "{line}");
+        }
         for line in ["", "frob", "server --frob", "kick", "check", "invite --expires 5", "status --log-level loud"] {
             let words = std::iter::once("eps-actor").chain(line.split_whitespace());
             assert_eq!(Arguments::try_parse_from(words).expect_err("bad usage").exit_code(), 2, "{line}");

@@ -9,6 +9,7 @@ pub mod install;
 pub mod man;
 pub mod members;
 pub mod orders;
+pub mod ping;
 pub mod reply;
 pub mod status;
 pub mod table;

@@ -1,8 +1,10 @@
 //! What the peer table is told.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::ids::{Endpoint, PeerIdx, Route};
+use crate::proto::asking::Question;
 use crate::proto::server_link::Pinned;
 use crate::proto::session::Session;
 use crate::wire::cert::CERT_LEN;
@@ -61,3 +63,12 @@ pub struct ServerPlace(pub Option<Endpoint>);
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]
 pub struct OwnCandidates(pub Vec<Candidate>);
+
+/// Somebody asks a peer something. The answer comes to the one who waits for this number.
+#[derive(Debug, Clone, Copy)]
+pub struct AskPeer {
+    pub peer: PeerIdx,
+    pub question: Question,
+    pub id: u64,
+    pub end: Instant,
+}

@@ -648,7 +648,11 @@ impl Coordinator {
             | Control::LeaseReleased
             | Control::PeerAnswer { .. }
             | Control::PeerDelta { .. }
-            | Control::Observed { .. } => {}
+            | Control::Observed { .. }
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::WhyAsk { .. }
+            | Control::WhySay { .. } => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! Sans-IO state machines.
 pub mod admission;
+pub mod asking;
 pub mod backoff;
 pub mod changes;
 pub mod clock;
@@ -27,4 +28,6 @@ pub mod segment;
 pub mod server_link;
 pub mod session;
 pub mod topology;
+pub mod tried;
+pub mod verdict;
 pub mod whole;

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::asking::{Answer as Told, AnswerBudget, Asking};
 use super::backoff::Backoff;
 use super::cookie::{Admit, Gate};
 use super::crypto::Trust;
@@ -21,12 +22,15 @@ use super::link::{Incoming, Link, Node};
 use super::map::{MapEvent, MemberMap};
 use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
+use super::tried::Tried;
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex};
 use crate::wire::cert::{CERT_LEN, Certificate};
 use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control, MapEntry};
 use crate::wire::handshake::{CookieReply, HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
+
+mod words;
 
 /// Waits between questions to the server about one peer.
 const LOOKUP_RETRY: &[Duration] = &[
@@ -75,6 +79,16 @@ pub enum Output {
     MapAt(u64),
     /// Write down what [`Peers::save`] gives.
     Save,
+    /// A question of [`Peers::ask`] has ended so.
+    Answered {
+        id: u64,
+        answer: Told,
+    },
+    /// A peer wants our account of the pair: [`Peers::tell_account`] gives it.
+    Asked {
+        peer: PeerIdx,
+        nonce: u64,
+    },
     Event(Event),
 }
 
@@ -157,6 +171,9 @@ struct Peer {
     said_candidates: u32,
     /// Sightings that may be taken up, and since when that is counted.
     sightings: (u32, Instant),
+    /// For people who ask.
+    tried: Tried,
+    answers: AnswerBudget,
 }
 
 impl Peer {
@@ -190,6 +207,7 @@ pub struct Peers {
     overlay: Vec<IpNet>,
     candidates: (u32, Vec<Candidate>),
     direct: bool,
+    asking: Asking,
     save_at: Option<Instant>,
     mark_at: Instant,
     timers: BTreeSet<(Instant, PeerIdx)>,
@@ -225,6 +243,7 @@ impl Peers {
             overlay: Vec::new(),
             candidates: (0, Vec::new()),
             direct,
+            asking: Asking::default(),
             save_at: None,
             mark_at: now,
             timers: BTreeSet::new(),
@@ -282,7 +301,7 @@ impl Peers {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let first = self.timers.first().map(|(at, _)| *at);
-        [first, self.save_at, Some(self.mark_at)].into_iter().flatten().min()
+        [first, self.save_at, Some(self.mark_at), self.asking.poll_timeout()].into_iter().flatten().min()
     }
 
     /// The version of the map.
@@ -393,7 +412,11 @@ impl Peers {
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
             | Control::Observed { .. }
-            | Control::Stats { .. } => {}
+            | Control::Stats { .. }
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::WhyAsk { .. }
+            | Control::WhySay { .. } => {}
         }
     }
 
@@ -662,6 +685,7 @@ impl Peers {
         if self.peers.get(&idx).is_some_and(|peer| !valid(peer)) {
             self.seen_from(idx, via, now);
         }
+        self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.tried.arrived(&via));
         for message in messages {
             self.handle_message(idx, session, via, message, now);
         }
@@ -679,6 +703,7 @@ impl Peers {
             Control::ProbeReply { sequence, challenge, .. } => {
                 let Some(peer) = self.peers.get_mut(&idx) else { return };
                 let before = peer.paths.active();
+                peer.tried.answered(&via);
                 let event = peer.paths.handle_reply(&via, (sequence, challenge), now);
                 self.paths_changed(idx, before, event, now);
             }
@@ -706,6 +731,9 @@ impl Peers {
                 self.event(Event::Left { peer });
             }
             Control::Broken { .. } => session.meter.whole.hold(self.epoch.ms(now)),
+            Control::Ping { .. } | Control::Pong { .. } | Control::WhyAsk { .. } | Control::WhySay { .. } => {
+                self.handle_words(idx, session, via, message, now);
+            }
             // What only the server says, or hears.
             Control::LeaseRequest { .. }
             | Control::LeaseGrant { .. }
@@ -794,6 +822,7 @@ impl Peers {
         objects.into_iter().for_each(|object| self.say(idx, &Control::Revoke(object)));
         self.outputs.push_back(Output::Changed);
         self.outputs.push_back(Output::Ready(idx));
+        self.send_questions(idx, now);
         self.reschedule(idx);
     }
 
@@ -833,6 +862,7 @@ impl Peers {
             self.run_peer(idx, now);
             self.reschedule(idx);
         }
+        self.run_questions(now);
         if now >= self.mark_at {
             self.mark_at = now + Duration::from_secs(1);
             self.mark(now);
@@ -872,6 +902,7 @@ impl Peers {
             peer.lookup = None;
             let peer = self.name(idx);
             self.event(Event::Unreachable { peer });
+            self.end_questions(idx, &Told::NoSession);
             self.outputs.push_back(Output::Unreachable(idx));
             return;
         }
@@ -903,6 +934,7 @@ impl Peers {
         let mut sent = BTreeSet::new();
         for route in routes {
             if sent.insert(route) {
+                peer.tried.sent(&route);
                 self.outputs.push_back(Output::Send { route, datagram: datagram.clone() });
             }
         }
@@ -940,6 +972,7 @@ impl Peers {
         for Probe { route, sequence, challenge, path } in probes {
             let probe = Control::Probe { sequence, challenge, sent_us: 0, path, padding: 0 };
             if let Ok(datagram) = session.seal_control(&probe.to_bytes()) {
+                self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.tried.sent(&route));
                 self.send(route, datagram);
             }
         }
@@ -1021,6 +1054,8 @@ impl Peers {
             probing: false,
             said_candidates: 0,
             sightings: (SIGHTINGS_MAX, now),
+            tried: Tried::default(),
+            answers: AnswerBudget::new(now),
         }
     }
 
@@ -1030,6 +1065,7 @@ impl Peers {
             peer.paths.clear();
             (peer.channel, peer.lookup, peer.probing) = (None, None, false);
             self.outputs.push_back(Output::Changed);
+            self.end_questions(idx, &Told::Silence);
         }
         self.reschedule(idx);
     }
@@ -1038,6 +1074,7 @@ impl Peers {
         if let Some(mut peer) = self.peers.remove(&idx) {
             peer.link.close();
             self.idx_of.remove(&peer.key);
+            self.end_questions(idx, &Told::NotAMember);
             self.index_of.retain(|_, owner| *owner != idx);
             if let Some(at) = self.timer_of.remove(&idx) {
                 self.timers.remove(&(at, idx));

@@ -720,7 +720,11 @@ impl ServerLink {
             | Control::LeaseRelease
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
-            | Control::Stats { .. } => {}
+            | Control::Stats { .. }
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::WhyAsk { .. }
+            | Control::WhySay { .. } => {}
         }
     }
 

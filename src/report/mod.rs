@@ -24,8 +24,10 @@ use xtra::Address;
 use crate::actors::client::{ClientShared, Ending};
 use crate::actors::coordinator::{Coordinator, ServerShared};
 use crate::actors::ext::cast;
+use crate::actors::peer_table::PeerTable;
 use crate::actors::server_link::ServerLink;
 use crate::actors::supervisor::Supervisor;
+use crate::actors::words;
 use crate::config::{Expiry, ScorecardFormat};
 use crate::io::netlink::{Netlink, default_source};
 use crate::messages::coordinator::{Invite, Kick, NetworkDescription};
@@ -46,12 +48,14 @@ pub fn answer_client(
     shared: Arc<ClientShared>,
     supervisor: Supervisor,
     sampler: Arc<Sampler>,
-    link: Address<ServerLink>,
+    (link, table): (Address<ServerLink>, Address<PeerTable>),
 ) -> BoxFuture<'static, Result<Value, String>> {
     Box::pin(async move {
         match request["command"].as_str() {
             Some("status") => Ok(json::status(&sampler.take(Instant::now()))),
             Some("scorecard") => outputs(&request, &sampler),
+            Some("ping") => words::ping(&request, &shared, &table).await,
+            Some("path") => words::path(&request, &shared).await,
             Some("leave") => {
                 let (tell, told) = smol::channel::bounded(1);
                 cast(&link, Release(tell));

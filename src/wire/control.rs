@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::cert::CERT_LEN;
+use super::why::Side;
 use crate::counters::DropReason;
 use crate::ids::{ChannelToken, NodeId, PublicKey};
 
@@ -32,6 +33,18 @@ pub enum CandidateKind {
     Mapped = 3,
     /// A guess at what a NAT will use next.
     Predicted = 4,
+}
+
+impl CandidateKind {
+    pub(super) fn of(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Host,
+            2 => Self::Observed,
+            3 => Self::Mapped,
+            4 => Self::Predicted,
+            _ => return None,
+        })
+    }
 }
 
 /// An address a peer may be reached at; nobody has answered from it yet.
@@ -169,6 +182,23 @@ pub enum Control {
         tx_bytes: u64,
         peers: Vec<PeerReport>,
     },
+    /// Somebody at the sender's end wants to know how this peer is reached; answered by `Pong` the way it came.
+    Ping {
+        id: u64,
+    },
+    /// The same number, and where the ping was seen to come from.
+    Pong {
+        id: u64,
+        observed: SocketAddr,
+    },
+    /// Why is this pair direct, or not? Answered by `WhySay` with the same number.
+    WhyAsk {
+        nonce: u64,
+    },
+    WhySay {
+        nonce: u64,
+        side: Box<Side>,
+    },
 }
 
 impl Control {
@@ -224,6 +254,10 @@ impl Control {
             Self::Observed { .. } => 24,
             Self::LeaseReleased => 25,
             Self::Stats { .. } => 27,
+            Self::Ping { .. } => 46,
+            Self::Pong { .. } => 47,
+            Self::WhyAsk { .. } => 48,
+            Self::WhySay { .. } => 49,
         }
     }
 
@@ -303,6 +337,20 @@ impl Control {
                     out.extend(report.tx_bytes.to_le_bytes());
                 }
             }
+            Self::Ping { id } => {
+                out.extend(id.to_le_bytes());
+                // As long as its answer.
+                out.extend([0; PING_PADDING]);
+            }
+            Self::Pong { id, observed } => {
+                out.extend(id.to_le_bytes());
+                put_addr(out, *observed);
+            }
+            Self::WhyAsk { nonce } => out.extend(nonce.to_le_bytes()),
+            Self::WhySay { nonce, side } => {
+                out.extend(nonce.to_le_bytes());
+                side.encode(out);
+            }
         }
     }
 
@@ -351,11 +399,22 @@ impl Control {
             24 => Self::Observed { addr: body.addr()?, head: body.u64()?, epoch: body.u64()? },
             25 => Self::LeaseReleased,
             27 => Self::Stats { rx_bytes: body.u64()?, tx_bytes: body.u64()?, peers: body.reports()? },
+            46 => {
+                let id = body.u64()?;
+                body.array::<PING_PADDING>()?;
+                Self::Ping { id }
+            }
+            47 => Self::Pong { id: body.u64()?, observed: body.addr()? },
+            48 => Self::WhyAsk { nonce: body.u64()? },
+            49 => Self::WhySay { nonce: body.u64()?, side: Box::new(Side::decode(body)?) },
             _ => return Some(None),
         };
         body.0.is_empty().then_some(Some(message))
     }
 }
+
+/// Zeroes in a ping: the longest address, which its answer names.
+const PING_PADDING: usize = 19;
 
 fn put_probe(out: &mut Vec<u8>, sequence: u32, challenge: u64, sent_us: u32, path: u8) {
     out.extend(sequence.to_le_bytes());
@@ -365,7 +424,7 @@ fn put_probe(out: &mut Vec<u8>, sequence: u32, challenge: u64, sent_us: u32, pat
 }
 
 /// Family 4 or 6, port, address.
-fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
+pub(super) fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
     match addr.ip() {
         IpAddr::V4(ip) => {
             out.push(4);
@@ -380,7 +439,7 @@ fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
     }
 }
 
-fn put_candidates(out: &mut Vec<u8>, list: &[Candidate]) {
+pub(super) fn put_candidates(out: &mut Vec<u8>, list: &[Candidate]) {
     let list = &list[..list.len().min(CANDIDATES_MAX)];
     out.push(list.len() as u8);
     for candidate in list {
@@ -406,20 +465,20 @@ fn put_entry(out: &mut Vec<u8>, entry: &MapEntry) {
 }
 
 /// Takes values off the front of a body; every method is `None` at its end.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(*head)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Option<u8> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    fn bool(&mut self) -> Option<bool> {
+    pub(super) fn bool(&mut self) -> Option<bool> {
         match self.u8()? {
             0 => Some(false),
             1 => Some(true),
@@ -427,11 +486,11 @@ impl Reader<'_> {
         }
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
@@ -446,7 +505,7 @@ impl Reader<'_> {
         Some((self.u32()?, self.u64()?, self.u32()?, self.u8()?))
     }
 
-    fn addr(&mut self) -> Option<SocketAddr> {
+    pub(super) fn addr(&mut self) -> Option<SocketAddr> {
         let family = self.u8()?;
         let port = u16::from_le_bytes(self.array()?);
         let ip = match family {
@@ -457,20 +516,14 @@ impl Reader<'_> {
         Some(SocketAddr::new(ip, port))
     }
 
-    fn candidates(&mut self) -> Option<Vec<Candidate>> {
+    pub(super) fn candidates(&mut self) -> Option<Vec<Candidate>> {
         let count = usize::from(self.u8()?);
         if count > CANDIDATES_MAX {
             return None;
         }
         (0..count)
             .map(|_| {
-                let kind = match self.u8()? {
-                    1 => CandidateKind::Host,
-                    2 => CandidateKind::Observed,
-                    3 => CandidateKind::Mapped,
-                    4 => CandidateKind::Predicted,
-                    _ => return None,
-                };
+                let kind = CandidateKind::of(self.u8()?)?;
                 Some(Candidate { kind, addr: self.addr()? })
             })
             .collect()
@@ -525,6 +578,7 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::why::Try;
     use super::*;
     use proptest::prelude::*;
 
@@ -567,6 +621,19 @@ mod tests {
                 rx_bytes: 1,
                 tx_bytes: 2,
                 peers: vec![PeerReport { peer: NodeId([0; 16]), direct: true, rtt_us: 9, rx_bytes: 5, tx_bytes: 6 }],
+            },
+            Control::Ping { id: 10 },
+            Control::Pong { id: 10, observed: v6 },
+            Control::WhyAsk { nonce: 11 },
+            Control::WhySay {
+                nonce: 11,
+                side: Box::new(Side {
+                    flags: 3,
+                    observed: Some(v4),
+                    own: vec![Candidate { kind: CandidateKind::Mapped, addr: v4 }],
+                    tries: vec![Try { addr: v6, kind: None, sent: 1, answered: 2, arrived: 3, errno: 4 }],
+                    ..Side::default()
+                }),
             },
         ]
     }

@@ -34,3 +34,4 @@ pub mod natpmp;
 pub mod pcp;
 pub mod relay;
 pub mod vnet;
+pub mod why;

@@ -28,3 +28,4 @@ mod setup;
 #[path = "../shared/turn.rs"]
 mod turn;
 mod upnp;
+mod words;

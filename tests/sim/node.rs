@@ -349,6 +349,14 @@ impl Client {
                     self.disk.epoch = peers.network_epoch();
                 }
             }
+            Output::Answered { id, answer } => out.push_back(Effect::Note(format!("question {id}: {answer:?}"))),
+            Output::Asked { peer, nonce } => {
+                if let Some(peers) = &mut run.peers
+                    && let Some(side) = peers.account(peer)
+                {
+                    peers.tell_account(peer, nonce, side);
+                }
+            }
             Output::Event(event) => out.push_back(Effect::Note(format!("{event:?}"))),
         }
     }
