@@ -8,6 +8,7 @@ pub mod ext;
 pub mod mac_learning;
 pub mod metrics;
 pub mod names;
+pub mod observer;
 pub mod peer_table;
 pub mod relay;
 pub mod server_link;

@@ -23,6 +23,7 @@ use super::ext::{Caster, cast};
 use super::mac_learning::MacLearning;
 use super::metrics::Metrics;
 use super::names::Names;
+use super::observer::{Observer, SecondPort};
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
@@ -472,6 +473,17 @@ fn wire_server(
     let public = Identity::from_secret(shared.secrets.0.clone()).public;
     let mac1_keys = (mac1_key(&public, &no_psk()), enrol_mac1_key(&fingerprint(&public)));
     let epoch = Epoch(shared.started);
+    let listen_at = shared.uplinks.readers().map(|uplink| uplink.local_addr().ip());
+    let second = SecondPort::bind(listen_at, shared.uplinks.port());
+    let (lent, also, key) = (shared.clone(), second.clone(), super::client::seed());
+    let observer = move || Observer::new(key, lent.uplinks.clone(), also.clone());
+    for uplink in second.readers() {
+        let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
+        threads.keep(address);
+        let (observer, counters) = (observer.clone(), counters.clone());
+        let factory = move || UdpPath::new(uplink.clone(), counters.clone(), Reception::Observer(Box::new(observer())));
+        supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
+    }
     let (lent, to) = (shared.clone(), coordinator.clone());
     let ingress = move || ServerIngress {
         epoch,
@@ -485,6 +497,7 @@ fn wire_server(
         tcp: lent.uplinks.tcp(),
         hints: HintBudget::default(),
         batch: SendBatch::new(lent.uplinks.max_segments()),
+        observer: observer(),
     };
     for uplink in shared.uplinks.readers() {
         let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);

@@ -12,6 +12,7 @@ use xtra::{Actor, Mailbox};
 
 use super::datapath::{HintBudget, Ingress};
 use super::ext::{Caster, Service, StopReason};
+use super::observer::Observer;
 use crate::counters::{Counters, DropReason, add};
 use crate::ids::{Endpoint, UplinkId};
 use crate::io::batch::SendBatch;
@@ -25,11 +26,14 @@ use crate::proto::session::Epoch;
 use crate::view::MemberView;
 use crate::wire::handshake::{HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
+use crate::wire::observe::OBSERVE;
 
 /// What becomes of the datagrams of a socket.
 pub enum Reception {
     Client(Box<Ingress>),
     Server(Box<ServerIngress>),
+    /// The server's second port.
+    Observer(Box<Observer>),
 }
 
 /// The way of a datagram at the server: relayed at once, or to the coordinator.
@@ -47,6 +51,7 @@ pub struct ServerIngress {
     pub tcp: Option<crate::io::tcp::TcpTx>,
     pub hints: HintBudget,
     pub batch: SendBatch,
+    pub observer: Observer,
 }
 
 impl ServerIngress {
@@ -81,6 +86,9 @@ impl ServerIngress {
     }
 
     fn sort(&mut self, from: Endpoint, datagram: &mut [u8], now: Instant) -> Result<(), DropReason> {
+        if datagram.first() == Some(&OBSERVE) {
+            return self.observer.handle(from, datagram);
+        }
         match Kind::of(datagram).ok_or(DropReason::Malformed)? {
             Kind::Relay => {
                 let to = self.relay.load().forward(from, datagram)?;
@@ -173,6 +181,17 @@ impl UdpPath {
                     ingress.train(uplink, &train, arena, now);
                 }
                 ingress.finish();
+            }
+            Reception::Observer(observer) => {
+                let (arena, trains) = self.batch.trains();
+                for train in trains {
+                    for range in train.datagrams() {
+                        let from = Endpoint { uplink, addr: train.from };
+                        if let Err(reason) = observer.handle(from, &arena[range]) {
+                            self.counters.dropped(reason);
+                        }
+                    }
+                }
             }
         }
         Ok(())

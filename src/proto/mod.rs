@@ -19,6 +19,7 @@ pub mod link;
 pub mod log_limit;
 pub mod map;
 pub mod noise;
+pub mod observe;
 pub mod path;
 pub mod peers;
 pub mod records;
