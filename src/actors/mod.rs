@@ -21,4 +21,5 @@ pub mod tap_reader;
 pub mod tcp_path;
 pub mod udp_path;
 pub mod upnp;
+pub mod why;
 pub mod words;

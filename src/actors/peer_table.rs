@@ -14,6 +14,7 @@ use xtra::{Actor, Context, Handler};
 use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed, unix_time};
 use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
+use super::why::surroundings;
 use crate::counters::{DropReason, add};
 use crate::ids::{MacAddr, PeerIdx, PublicKey};
 use crate::io::batch::SendBatch;
@@ -21,7 +22,8 @@ use crate::io::files::FileError;
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
-    AskPeer, Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
+    AskPeer, Confirmed, FromServer, Inbound, Joined, LookedAround, OwnAccount, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
+    WhatWeKnow,
 };
 use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
 use crate::proto::clock::ClockWatch;
@@ -36,6 +38,8 @@ use crate::wire::control::{Control, PeerReport};
 const REFRESH: Duration = Duration::from_secs(1);
 /// How often the server is told our totals.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
+/// Questions of peers that are answered at the same time; the others are repeated.
+const EXPLAINING_MAX: usize = 16;
 
 /// Whom the peer table tells.
 #[derive(Clone)]
@@ -44,6 +48,8 @@ pub struct PeerTableCasts {
     pub map_at: Caster<MapAt>,
     pub stats: Caster<OwnStats>,
     pub members: Caster<Members>,
+    /// To ourselves.
+    pub looked: Caster<LookedAround>,
 }
 
 /// The actor.
@@ -59,6 +65,9 @@ pub struct PeerTable {
     clock: ClockWatch,
     stats_at: Instant,
     saving: Option<smol::Task<()>>,
+    /// Peers' questions whose answers are being found out.
+    explaining: BTreeSet<(PeerIdx, u64)>,
+    looking: Vec<smol::Task<()>>,
     goodbye: bool,
 }
 
@@ -78,6 +87,8 @@ impl PeerTable {
             clock: ClockWatch::default(),
             stats_at: now + REFRESH,
             saving: None,
+            explaining: BTreeSet::new(),
+            looking: Vec::new(),
             goodbye: false,
         };
         table.load(now);
@@ -215,13 +226,18 @@ impl PeerTable {
         add(&counters.connections_dropped, before.difference(&after).count() as u64);
     }
 
-    /// A peer wants to know what we tried.
+    /// A peer wants to know what we tried. How this machine is connected has to be found out first; the question is
+    /// repeated meanwhile.
     fn explain(&mut self, peer: PeerIdx, nonce: u64) {
-        if let Some(core) = &mut self.core
-            && let Some(side) = core.account(peer)
-        {
-            core.tell_account(peer, nonce, side);
+        if self.explaining.len() >= EXPLAINING_MAX || !self.explaining.insert((peer, nonce)) {
+            return;
         }
+        let (shared, tell) = (self.shared.clone(), self.casts.looked.clone());
+        self.looking.retain(|task| !task.is_finished());
+        self.looking.push(smol::spawn(async move {
+            let found = surroundings(&shared).await;
+            tell.cast(LookedAround { peer, nonce, found });
+        }));
     }
 
     fn save(&mut self) {
@@ -478,6 +494,32 @@ impl Handler<AskPeer> for PeerTable {
     async fn handle(&mut self, AskPeer { peer, question, id, end }: AskPeer, _: &mut Context<Self>) {
         if let Some(core) = &mut self.core {
             core.ask(peer, question, id, end, Instant::now());
+        }
+    }
+}
+
+impl Handler<OwnAccount> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, OwnAccount { peer, tell }: OwnAccount, _: &mut Context<Self>) {
+        if let Some(core) = &self.core
+            && let Some(side) = core.account(peer)
+        {
+            // Whoever gave up does not hear it.
+            let _ = tell.try_send(WhatWeKnow { side, cached: core.is_cached(peer) });
+        }
+    }
+}
+
+impl Handler<LookedAround> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, LookedAround { peer, nonce, found }: LookedAround, _: &mut Context<Self>) {
+        self.explaining.remove(&(peer, nonce));
+        if let Some(core) = &mut self.core
+            && let Some(side) = core.account(peer)
+        {
+            core.tell_account(peer, nonce, found.complete(side));
         }
     }
 }

@@ -255,6 +255,7 @@ fn wire_client(
         map_at: Caster::new(server.clone(), counters.clone()),
         stats: Caster::new(server.clone(), counters.clone()),
         members: Caster::new(fdb.clone(), counters.clone()),
+        looked: Caster::new(peers.clone(), counters.clone()),
     };
     let lent = shared.clone();
     let table = peers.clone();

@@ -16,6 +16,7 @@ use xtra::Address;
 use super::client::ClientShared;
 use super::ext::cast;
 use super::peer_table::PeerTable;
+use super::why::Surroundings;
 use crate::ids::Route;
 use crate::messages::peer_table::AskPeer;
 use crate::proto::asking::{Answer, Question};
@@ -38,6 +39,8 @@ pub struct Words {
     waiting: Mutex<BTreeMap<u64, Sender<Answer>>>,
     /// Members that the network has removed since the start.
     removed: Mutex<VecDeque<String>>,
+    /// How the machine is connected, and when that was found out.
+    surroundings: Mutex<Option<(Instant, Surroundings)>>,
 }
 
 impl Words {
@@ -58,6 +61,14 @@ impl Words {
             }
             removed.push_back(name.to_owned());
         }
+    }
+
+    pub(super) fn surroundings(&self) -> Option<(Instant, Surroundings)> {
+        *lock(&self.surroundings)
+    }
+
+    pub(super) fn set_surroundings(&self, found: Surroundings) {
+        *lock(&self.surroundings) = Some((Instant::now(), found));
     }
 
     fn was_removed(&self, name: &str) -> bool {

@@ -233,6 +233,15 @@ fn allow_fragments(socket: &UdpSocket, addr: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
+/// The opposite, whatever the kernel has heard of the way's MTU: for whoever tries how long packets may be.
+pub(super) fn forbid_fragments(socket: &UdpSocket) -> io::Result<()> {
+    if socket.local_addr()?.is_ipv4() {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
+    } else {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)
+    }
+}
+
 fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
     let length = size_of::<libc::c_int>() as libc::socklen_t;

@@ -9,6 +9,7 @@ use crate::proto::server_link::Pinned;
 use crate::proto::session::Session;
 use crate::wire::cert::CERT_LEN;
 use crate::wire::control::{Candidate, Control};
+use crate::wire::why::Side;
 
 /// First contact was made, or a certificate came: this is our network and what it signed for us.
 #[derive(Debug, Clone)]
@@ -71,4 +72,27 @@ pub struct AskPeer {
     pub question: Question,
     pub id: u64,
     pub end: Instant,
+}
+
+/// What is known here of the ways to a peer, for somebody who wants to know why.
+#[derive(Debug)]
+pub struct OwnAccount {
+    pub peer: PeerIdx,
+    pub tell: smol::channel::Sender<WhatWeKnow>,
+}
+
+/// The answer to [`OwnAccount`].
+#[derive(Debug, Clone)]
+pub struct WhatWeKnow {
+    pub side: Side,
+    /// There is an address to try without the server.
+    pub cached: bool,
+}
+
+/// How this machine is connected, found out because a peer has asked for our account.
+#[derive(Debug, Clone, Copy)]
+pub struct LookedAround {
+    pub peer: PeerIdx,
+    pub nonce: u64,
+    pub found: crate::actors::why::Surroundings,
 }

@@ -18,6 +18,7 @@ pub mod lease;
 pub mod link;
 pub mod log_limit;
 pub mod map;
+pub mod netcheck;
 pub mod noise;
 pub mod observe;
 pub mod path;

@@ -11,10 +11,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::wire::control::CandidateKind;
 use crate::wire::why::{Mapping, Side};
 
-/// A session younger than this has not tried everything yet: a round of probes takes 1.6 s.
+/// A session younger than this may not have tried everything yet: a round of probes takes 1.6 s.
 const YOUNG: Duration = Duration::from_secs(3);
+/// Probes to one address after which a round was tried, however young the session is: keys are renewed.
+const ROUND: u32 = 7;
 
 /// Whether both are of one network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -191,7 +194,9 @@ fn relayed(facts: &Facts) -> Verdict {
     if is_blocked(ours) {
         return Verdict::UdpBlocked(End::Ours);
     }
-    if let Some(overlap) = &facts.overlap {
+    // With another address of an interface there is a way beside that network.
+    let beside = ours.own.iter().any(|one| one.kind == CandidateKind::Host);
+    if let Some(overlap) = facts.overlap.as_ref().filter(|_| !beside) {
         return Verdict::Overlap(overlap.clone());
     }
     let theirs = match &facts.theirs {
@@ -219,7 +224,8 @@ fn relayed(facts: &Facts) -> Verdict {
         let errno = ours.tries.iter().chain(&theirs.tries).map(|one| one.errno).next();
         return Verdict::NoRoute { errno: errno.unwrap_or_default() };
     }
-    if facts.session.is_some_and(|age| age < YOUNG) {
+    let tried = ours.tries.iter().chain(&theirs.tries).any(|one| one.sent >= ROUND);
+    if facts.session.is_some_and(|age| age < YOUNG) && !tried {
         return Verdict::Probing;
     }
     let same_outside = ours.observed.zip(theirs.observed).filter(|(one, other)| one.ip() == other.ip());
@@ -473,7 +479,6 @@ fn where_(end: End, peer: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::control::CandidateKind;
     use crate::wire::why::Try;
 
     const ALL: u16 =
@@ -616,7 +621,15 @@ mod tests {
                 },
                 "overlap",
             ),
-            case("a session of a second", |f, _| f.session = Some(Duration::from_secs(1)), "probing"),
+            case(
+                "a session of a second",
+                |f, t| {
+                    f.session = Some(Duration::from_secs(1));
+                    (f.ours.tries[0].sent, t.tries[0].sent) = (3, 2);
+                },
+                "probing",
+            ),
+            case("new keys after a long time", |f, _| f.session = Some(Duration::from_secs(1)), "filtered-between"),
             case(
                 "nothing announced",
                 |f, t| {

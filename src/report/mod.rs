@@ -27,7 +27,7 @@ use crate::actors::ext::cast;
 use crate::actors::peer_table::PeerTable;
 use crate::actors::server_link::ServerLink;
 use crate::actors::supervisor::Supervisor;
-use crate::actors::words;
+use crate::actors::{why, words};
 use crate::config::{Expiry, ScorecardFormat};
 use crate::io::netlink::{Netlink, default_source};
 use crate::messages::coordinator::{Invite, Kick, NetworkDescription};
@@ -55,6 +55,7 @@ pub fn answer_client(
             Some("status") => Ok(json::status(&sampler.take(Instant::now()))),
             Some("scorecard") => outputs(&request, &sampler),
             Some("ping") => words::ping(&request, &shared, &table).await,
+            Some("why") => why::why(&request, &shared, &table).await,
             Some("path") => words::path(&request, &shared).await,
             Some("leave") => {
                 let (tell, told) = smol::channel::bounded(1);

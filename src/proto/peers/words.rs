@@ -46,6 +46,13 @@ impl Peers {
         Some(side)
     }
 
+    /// Whether there is an address of a peer to try without the server.
+    pub fn is_cached(&self, idx: PeerIdx) -> bool {
+        let peer = self.peers.get(&idx);
+        let last = peer.and_then(|peer| self.map.get(&peer.key)).and_then(|member| member.last_direct);
+        self.direct && (last.is_some() || peer.is_some_and(|peer| !peer.candidates.is_empty()))
+    }
+
     /// Gives a peer that asked our account.
     pub fn tell_account(&mut self, idx: PeerIdx, nonce: u64, side: Side) {
         // By the way our own frames take, wherever the question came from: it is longer than that.
