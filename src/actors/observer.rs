@@ -68,15 +68,19 @@ impl Observer {
     /// Why it is not answered; the caller counts it.
     pub fn handle(&mut self, from: Endpoint, datagram: &[u8]) -> Result<(), DropReason> {
         let reply = self.responder.answer(from.addr, datagram, unix_time().as_secs())?;
-        let place = usize::from(!reply.to.is_ipv4());
+        let at_second = SECOND.contains(&from.uplink);
         if from.uplink == UplinkId::TCP {
             self.uplinks.send(from, &reply.bytes);
-        } else if SECOND.contains(&from.uplink) != reply.from_other {
+        } else if at_second != reply.from_other {
+            let place = usize::from(!reply.to.is_ipv4());
             let uplink = self.second.0[place].as_ref().ok_or(DropReason::SendFailed)?;
             // Lost like any datagram.
             let _ = uplink.send(reply.to, &reply.bytes, None);
-        } else {
+        } else if at_second {
             self.uplinks.send(Endpoint::udp(reply.to), &reply.bytes);
+        } else {
+            // By the socket it came to.
+            self.uplinks.send(Endpoint { uplink: from.uplink, addr: reply.to }, &reply.bytes);
         }
         Ok(())
     }

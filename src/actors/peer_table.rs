@@ -22,8 +22,8 @@ use crate::io::files::FileError;
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
-    AskPeer, Confirmed, FromServer, Inbound, Joined, LookedAround, OwnAccount, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
-    WhatWeKnow,
+    AskPeer, Confirmed, FromServer, Inbound, Joined, LookedAround, OwnAccount, OwnCandidates, PeerControl, SeenFrom,
+    ServerPlace, Want, WhatWeKnow,
 };
 use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
 use crate::proto::clock::ClockWatch;

@@ -325,9 +325,8 @@ fn wire_client(
 
     let (lent, guard) = (shared.clone(), supervisor.clone());
     let (asked, to) = (sampler.clone(), (server.clone(), table));
-    let answer: super::control::Answer = Arc::new(move |request| {
-        report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), to.clone())
-    });
+    let answer: super::control::Answer =
+        Arc::new(move |request| report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), to.clone()));
     let factory = move || Control::new(control.clone(), answer.clone());
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
     threads.keep(tap);

@@ -141,14 +141,9 @@ pub async fn why(request: &Value, shared: &ClientShared, table: &Address<PeerTab
     let idle = peer.session.is_none() && peer.state == PeerState::Idle;
     let asks = peer.session.is_some() || peer.state == PeerState::Searching || (!attached && known.cached);
     let theirs = async {
-        if asks {
-            account(ask(shared, table, &peer, Question::Why, ACCOUNT_PATIENCE).await)
-        } else {
-            Account::NotAsked
-        }
+        if asks { account(ask(shared, table, &peer, Question::Why, ACCOUNT_PATIENCE).await) } else { Account::NotAsked }
     };
-    let (theirs, around, overlap) =
-        futures_util::future::join3(theirs, surroundings(shared), overlap(shared)).await;
+    let (theirs, around, overlap) = futures_util::future::join3(theirs, surroundings(shared), overlap(shared)).await;
     // As it is by now.
     let known = own_account(table, &peer).await.unwrap_or(known);
     let peer = find(shared, who).unwrap_or(peer);

@@ -198,7 +198,9 @@ fn unanswered(answer: &Answer, peer: &PeerDescription) -> (&'static str, String)
     let name = &peer.name;
     match answer {
         Answer::NotUnderstood => ("not-understood", format!("{name} runs a version that does not answer pings")),
-        Answer::NotAMember => ("not-a-member", format!("{name} was removed from the network, or its certificate ran out")),
+        Answer::NotAMember => {
+            ("not-a-member", format!("{name} was removed from the network, or its certificate ran out"))
+        }
         Answer::TooMany => ("too-many", "too many questions wait already".into()),
         Answer::NoSession | Answer::Silence | Answer::Pong { .. } | Answer::Why(_) if !peer.online => {
             ("offline", format!("{name} is not connected to the server: it is off, or has no network"))

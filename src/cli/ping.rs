@@ -138,7 +138,14 @@ impl Run<'_> {
         }
         writeln!(out, "{} sent, {answered} answered, {lost:.0} % lost", self.sent)?;
         if let (Some(min), Some(mean), Some(max)) = (min, mean, max) {
-            writeln!(out, "round trip min {}, avg {}, max {}; {}", Millis(min), Millis(mean), Millis(max), path(&self.known))?;
+            writeln!(
+                out,
+                "round trip min {}, avg {}, max {}; {}",
+                Millis(min),
+                Millis(mean),
+                Millis(max),
+                path(&self.known)
+            )?;
         }
         Ok(())
     }

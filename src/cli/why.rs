@@ -66,7 +66,8 @@ fn print_side(name: &str, side: &Value, out: &mut dyn Write) -> io::Result<()> {
         (false, false) => "no route",
     };
     parts.push(families.to_owned());
-    parts.push(if side["connected"] == true { "connected to the server" } else { "not connected to the server" }.into());
+    parts
+        .push(if side["connected"] == true { "connected to the server" } else { "not connected to the server" }.into());
     if side["by_tcp"] == true {
         parts.push("by TCP".into());
     }

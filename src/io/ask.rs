@@ -20,8 +20,11 @@ pub struct AskSocket {
 impl AskSocket {
     /// A socket at a random port, in the calling thread's namespace.
     pub fn open(v4: bool) -> io::Result<Self> {
-        let (domain, ip): (_, IpAddr) =
-            if v4 { (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()) } else { (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()) };
+        let (domain, ip): (_, IpAddr) = if v4 {
+            (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into())
+        } else {
+            (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into())
+        };
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
         if !v4 {
             socket.set_only_v6(true)?;
@@ -45,7 +48,7 @@ impl AskSocket {
     /// Puts questions and waits for their answers; what each heard, in their order.
     pub async fn round(&self, questions: &[Question], patience: Duration) -> Vec<Option<Heard>> {
         let mut round = Round::new(questions, patience, Instant::now(), &mut rand::rng());
-        let mut buffer = [0; 2048];
+        let mut buffer = vec![0; 2048];
         loop {
             let now = Instant::now();
             if round.is_over(now) {
@@ -76,7 +79,7 @@ impl AskSocket {
         let other = Self::open(outside.is_ipv4())?;
         let number: [u8; 16] = rand::random();
         let end = Instant::now() + patience;
-        let mut buffer = [0; 2048];
+        let mut buffer = vec![0; 2048];
         while Instant::now() < end {
             let _ = other.socket.get_ref().send_to(&number, outside);
             let next = (Instant::now() + Duration::from_millis(100)).min(end);
@@ -101,7 +104,7 @@ impl AskSocket {
         let number: Number = rand::random();
         let ask = Ask { number, from_other: false, pass: Some(pass), length: OBSERVE_LEN }.to_bytes();
         let end = Instant::now() + patience;
-        let mut buffer = [0; 2048];
+        let mut buffer = vec![0; 2048];
         while Instant::now() < end {
             let _ = other.socket.get_ref().send_to(&ask, server);
             let next = (Instant::now() + Duration::from_millis(250)).min(end);
@@ -177,8 +180,7 @@ mod tests {
             public.send_to(&stun::tell(number, from), from).expect("sent");
         });
         let socket = AskSocket::open(true).expect("a socket");
-        let questions =
-            [Question { to: places[0], how: How::PLAIN }, Question { to: places[1], how: How::Stun }];
+        let questions = [Question { to: places[0], how: How::PLAIN }, Question { to: places[1], how: How::Stun }];
         let heard = smol::block_on(socket.round(&questions, SOON));
         let own = socket.local_towards(places[0]).expect("an address");
         assert!(heard.iter().all(|heard| heard.is_some_and(|heard| heard.observed == own)), "{heard:?}");

@@ -88,9 +88,7 @@ impl Round {
         item.tries += 1;
         item.sent.get_or_insert(now);
         let bytes = match item.question.how {
-            How::Ours { from_other, pass, length } => {
-                Ask { number: item.number, from_other, pass, length }.to_bytes()
-            }
+            How::Ours { from_other, pass, length } => Ask { number: item.number, from_other, pass, length }.to_bytes(),
             How::Stun => stun::ask(item.number).to_vec(),
         };
         Some((item.question.to, bytes))
@@ -355,8 +353,7 @@ mod tests {
 
         let ask = Ask::parse(&first[0].1).expect("a question");
         let observed = addr("203.0.113.1:7");
-        let tell =
-            Tell { number: ask.number, from_other: true, pass: [0; 16], observed, other_port: 43440, unix: 1 };
+        let tell = Tell { number: ask.number, from_other: true, pass: [0; 16], observed, other_port: 43440, unix: 1 };
         let forged = Tell { number: [0; 12], ..tell };
         round.handle(addr("198.51.100.1:43440"), &forged.to_bytes(), now);
         assert_eq!(round.results(), [None, None]);

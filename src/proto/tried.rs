@@ -51,14 +51,8 @@ impl Tried {
             errno: 0,
         });
         let unheard = announced.iter().filter(|one| !self.0.contains_key(&one.addr));
-        let untried = unheard.map(|one| Try {
-            addr: one.addr,
-            kind: Some(one.kind),
-            sent: 0,
-            answered: 0,
-            arrived: 0,
-            errno: 0,
-        });
+        let untried =
+            unheard.map(|one| Try { addr: one.addr, kind: Some(one.kind), sent: 0, answered: 0, arrived: 0, errno: 0 });
         let mut list: Vec<Try> = counted.chain(untried).collect();
         list.sort_by_key(|one| std::cmp::Reverse((one.answered, one.arrived, one.kind.is_some(), one.sent)));
         list.truncate(TRIES_MAX);

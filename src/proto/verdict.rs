@@ -91,8 +91,13 @@ pub enum End {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Frames go straight.
-    Direct { to: SocketAddr, srtt: Option<Duration> },
-    UnknownName { known: Vec<String> },
+    Direct {
+        to: SocketAddr,
+        srtt: Option<Duration>,
+    },
+    UnknownName {
+        known: Vec<String>,
+    },
     Removed,
     /// Our network device is not there.
     NoDevice,
@@ -110,16 +115,28 @@ pub enum Verdict {
     Unanswered,
     DirectOff(End),
     Overlap(Overlap),
-    NoCommonFamily { ours: Family, theirs: Family },
+    NoCommonFamily {
+        ours: Family,
+        theirs: Family,
+    },
     /// No address of the other end has a route.
-    NoRoute { errno: u16 },
+    NoRoute {
+        errno: u16,
+    },
     BothHard,
     /// One end is hard and the other filters, and trying many ports is off at one of them.
-    HardNatOff { hard: End, off: End },
+    HardNatOff {
+        hard: End,
+        off: End,
+    },
     /// As before, and it is on: it was in vain so far, or is under way.
-    HardNat { hard: End },
+    HardNat {
+        hard: End,
+    },
     /// Both are behind the same outside address, which does not lead back in.
-    NoHairpin { outside: IpAddr },
+    NoHairpin {
+        outside: IpAddr,
+    },
     /// What one end sends arrives; what is sent to this one does not.
     InboundFiltered(End),
     /// Nothing passes, in either direction.
@@ -128,7 +145,9 @@ pub enum Verdict {
     /// Nobody knows any address of the other end.
     NothingToTry,
     /// Too little is known: the other end did not tell.
-    HalfKnown { understood: bool },
+    HalfKnown {
+        understood: bool,
+    },
     /// Nothing that is known explains it.
     Unclear,
 }
@@ -333,7 +352,9 @@ impl Verdict {
             Self::Removed => format!("{peer} was removed from the network: nobody may speak to it any more"),
             Self::NoDevice => "this machine's network device is not there, so nothing enters the network".into(),
             Self::NoNetwork => "this machine has no route to anywhere: neither IPv4 nor IPv6".into(),
-            Self::UdpBlocked(End::Ours) => "UDP from this machine is answered by nobody: it is blocked on the way".into(),
+            Self::UdpBlocked(End::Ours) => {
+                "UDP from this machine is answered by nobody: it is blocked on the way".into()
+            }
             Self::UdpBlocked(End::Theirs) => format!("UDP is blocked where {peer} is"),
             Self::ServerDown => {
                 format!("the server does not answer, and no address of {peer} is known from earlier")
@@ -378,7 +399,9 @@ impl Verdict {
                 "both ends are behind {outside}, which does not lead back in, and no address inside it was reached"
             ),
             Self::InboundFiltered(End::Ours) => {
-                format!("what this machine sends arrives at {peer}, but what {peer} sends here does not: a firewall here drops it")
+                format!(
+                    "what this machine sends arrives at {peer}, but what {peer} sends here does not: a firewall here drops it"
+                )
             }
             Self::InboundFiltered(End::Theirs) => {
                 format!("what {peer} sends arrives here, but what is sent there does not: a firewall there drops it")
@@ -387,7 +410,9 @@ impl Verdict {
             Self::Probing => "the session is new and the direct ways are still being tried".into(),
             Self::NothingToTry => format!("neither end knows an address of the other: {peer} announces none"),
             Self::HalfKnown { understood: true } => {
-                format!("{peer} did not tell what it tried, so only this end is known: nothing answered from {peer}'s addresses")
+                format!(
+                    "{peer} did not tell what it tried, so only this end is known: nothing answered from {peer}'s addresses"
+                )
             }
             Self::HalfKnown { understood: false } => {
                 format!("{peer} runs a version that cannot tell what it tried; nothing answered from its addresses")
@@ -449,7 +474,9 @@ impl Verdict {
                     .into()
             }
             Self::InboundFiltered(End::Theirs) => {
-                format!("allow incoming UDP to the client's port in {peer}'s firewall (listen-port makes it a fixed one)")
+                format!(
+                    "allow incoming UDP to the client's port in {peer}'s firewall (listen-port makes it a fixed one)"
+                )
             }
             Self::FilteredBetween => {
                 format!("allow UDP between this machine and {peer} in the firewalls between them, or map a port at one")
@@ -457,7 +484,9 @@ impl Verdict {
             Self::NothingToTry => format!("see that lan and direct are true here and at {peer}"),
             Self::HalfKnown { understood: true } => format!("ask again, or run `eps-actor why` at {peer}"),
             Self::HalfKnown { understood: false } => format!("upgrade {peer}"),
-            Self::Unclear => "wait half a minute and ask again; if it stays so, `eps-actor netcheck` at both ends".into(),
+            Self::Unclear => {
+                "wait half a minute and ask again; if it stays so, `eps-actor netcheck` at both ends".into()
+            }
         })
     }
 }
@@ -481,15 +510,15 @@ mod tests {
     use super::*;
     use crate::wire::why::Try;
 
-    const ALL: u16 =
-        Side::DIRECT | Side::ATTACHED | Side::ROUTE4 | Side::DEVICE | Side::UDP_ANSWERED | Side::HARD_NAT;
+    const ALL: u16 = Side::DIRECT | Side::ATTACHED | Side::ROUTE4 | Side::DEVICE | Side::UDP_ANSWERED | Side::HARD_NAT;
 
     fn addr(last: u8) -> SocketAddr {
         ([192, 0, 2, last], 43439).into()
     }
 
     fn side(mapping: Mapping, last: u8, other: u8) -> Side {
-        let one = Try { addr: addr(other), kind: Some(CandidateKind::Observed), sent: 7, answered: 0, arrived: 0, errno: 0 };
+        let one =
+            Try { addr: addr(other), kind: Some(CandidateKind::Observed), sent: 7, answered: 0, arrived: 0, errno: 0 };
         Side { flags: ALL, mapping, observed: Some(addr(last)), own: Vec::new(), tries: vec![one] }
     }
 
@@ -592,11 +621,7 @@ mod tests {
             case("a firewall there", |f, _| f.ours.tries[0].arrived = 9, "inbound-filtered-there"),
             case("a firewall here", |_, t| t.tries[0].arrived = 9, "inbound-filtered-here"),
             case("a firewall between public hosts", |_, _| (), "filtered-between"),
-            case(
-                "v4 only and v6 only",
-                |_, t| t.flags = ALL & !Side::ROUTE4 | Side::ROUTE6,
-                "no-common-family",
-            ),
+            case("v4 only and v6 only", |_, t| t.flags = ALL & !Side::ROUTE4 | Side::ROUTE6, "no-common-family"),
             case(
                 "no route to any address",
                 |f, t| {

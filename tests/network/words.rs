@@ -13,7 +13,8 @@ use eps_actor::wire::stun;
 use serde_json::{Value, json};
 
 use crate::lab::{
-    BIN, SERVER, SOON, World, address, beside, finish_in, has_program, join, node, program, run_in, state_of, text, until,
+    BIN, SERVER, SOON, World, address, beside, finish_in, has_program, join, node, program, run_in, state_of, text,
+    until,
 };
 
 /// Runs a command that asks a client.
@@ -73,10 +74,9 @@ fn ping_wakes_an_idle_peer_shows_the_path_of_each_answer_and_the_upgrade_and_say
     assert!(printed.contains("2 sent, 2 answered, 0 % lost"), "{printed}");
 
     // Who is not there.
-    for (who, expected) in [
-        ("zoe", "no member is called \"zoe\"; this client knows bob, cleo"),
-        ("ada", "that is this machine itself"),
-    ] {
+    for (who, expected) in
+        [("zoe", "no member is called \"zoe\"; this client knows bob, cleo"), ("ada", "that is this machine itself")]
+    {
         let output = ask(&ada, &["ping", who, "-c", "1"]);
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));

@@ -62,7 +62,8 @@ pub fn run(arguments: &NetcheckArguments, out: &mut dyn Write) -> Result<u8> {
 async fn gather(arguments: &NetcheckArguments) -> Result<Facts> {
     let netlink = Netlink::open()?;
     let (addresses, routes) = (netlink.addresses().await?, netlink.routes().await?);
-    let mut facts = Facts { four: local(&addresses, &routes, true), six: local(&addresses, &routes, false), ..Facts::default() };
+    let mut facts =
+        Facts { four: local(&addresses, &routes, true), six: local(&addresses, &routes, false), ..Facts::default() };
     let gateway = facts.four.default_route.as_ref().and_then(|(_, gateway)| *gateway);
     facts.gateway = gateway;
     facts.servers = resolve(&names(arguments)?).await;
@@ -147,14 +148,8 @@ fn names(arguments: &NetcheckArguments) -> Result<Vec<(HostPort, bool)>> {
 /// Each name in both families, as far as it has addresses.
 async fn resolve(names: &[(HostPort, bool)]) -> Vec<Server> {
     let found = names.iter().map(|(host, is_ours)| async move {
-        let server = |addr, error| Server {
-            name: host.to_string(),
-            is_ours: *is_ours,
-            addr,
-            udp: None,
-            tcp: None,
-            error,
-        };
+        let server =
+            |addr, error| Server { name: host.to_string(), is_ours: *is_ours, addr, udp: None, tcp: None, error };
         match smol::net::resolve((host.host.as_str(), host.port)).await {
             Ok(addresses) => {
                 let first = |four| addresses.iter().find(|addr| addr.is_ipv4() == four);
