@@ -11,6 +11,7 @@ mod net;
 mod node;
 mod random;
 mod scenarios;
+mod words;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::Write as _;
