@@ -56,6 +56,8 @@ pub struct ClientShared {
     pub nat: ArcSwap<NatReport>,
     pub candidates: ArcSwap<Vec<Candidate>>,
     pub started: Instant,
+    /// Who waits for answers of peers.
+    pub words: super::words::Words,
     /// Ends the node.
     pub end: smol::channel::Sender<Ending>,
 }

@@ -16,6 +16,7 @@ use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed, unix_tim
 use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
 use super::uplink_keeper::local;
+use super::why::surroundings;
 use crate::counters::{DropReason, add};
 use crate::ids::{Endpoint, MacAddr, PeerIdx, PublicKey, Route, UplinkId};
 use crate::io::batch::SendBatch;
@@ -25,8 +26,8 @@ use crate::io::udp::UdpUplink;
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
-    Confirmed, FromServer, Inbound, Joined, Neighbour, OwnCandidates, OwnNat, PeerControl, Punched, SeenFrom,
-    ServerPlace, SetMode, UplinksChanged, Want, WaysChanged,
+    AskPeer, Confirmed, FromServer, Inbound, Joined, LookedAround, Neighbour, OwnAccount, OwnCandidates, OwnNat,
+    PeerControl, Punched, SeenFrom, ServerPlace, SetMode, UplinksChanged, Want, WaysChanged, WhatWeKnow,
 };
 use crate::messages::server_link::{MapAt, OwnStats, SayToServer, UnderlayChanged};
 use crate::proto::clock::{ClockWatch, Jump};
@@ -49,6 +50,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 const ASLEEP: Duration = Duration::from_secs(5);
 /// How often the server is told our totals.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
+/// Questions of peers that are answered at the same time; the others are repeated.
+const EXPLAINING_MAX: usize = 16;
 
 /// A socket that a hole was found with is kept so long without a path that uses it.
 const PUNCHED_KEPT: Duration = Duration::from_secs(120);
@@ -64,6 +67,7 @@ pub struct PeerTableCasts {
     pub members: Caster<Members>,
     /// To ourselves, for what tasks find out.
     pub punched: Caster<Punched>,
+    pub looked: Caster<LookedAround>,
     /// That this machine slept, to the server link, which tells everybody.
     pub woken: Caster<UnderlayChanged>,
 }
@@ -84,6 +88,9 @@ pub struct PeerTable {
     punched: BTreeMap<UplinkId, Instant>,
     punching: Option<smol::Task<()>>,
     saving: Option<smol::Task<()>>,
+    /// Peers' questions whose answers are being found out.
+    explaining: BTreeSet<(PeerIdx, u64)>,
+    looking: Vec<smol::Task<()>>,
     goodbye: bool,
 }
 
@@ -106,6 +113,8 @@ impl PeerTable {
             punched,
             punching: None,
             saving: None,
+            explaining: BTreeSet::new(),
+            looking: Vec::new(),
             goodbye: false,
         };
         table.load(now);
@@ -227,6 +236,8 @@ impl PeerTable {
                 }
                 Output::Save => self.save(),
                 Output::OpenSockets { peer, to, datagrams } => self.open_sockets(peer, to, datagrams),
+                Output::Answered { id, answer } => self.shared.words.answer(id, answer),
+                Output::Asked { peer, nonce } => self.explain(peer, nonce),
                 Output::Event(event) => self.tell(&event, now),
             }
         }
@@ -307,6 +318,20 @@ impl PeerTable {
         add(&counters.connections_dropped, before.difference(&after).count() as u64);
     }
 
+    /// A peer wants to know what we tried. How this machine is connected has to be found out first; the question is
+    /// repeated meanwhile.
+    fn explain(&mut self, peer: PeerIdx, nonce: u64) {
+        if self.explaining.len() >= EXPLAINING_MAX || !self.explaining.insert((peer, nonce)) {
+            return;
+        }
+        let (shared, tell) = (self.shared.clone(), self.casts.looked.clone());
+        self.looking.retain(|task| !task.is_finished());
+        self.looking.push(smol::spawn(async move {
+            let found = surroundings(&shared).await;
+            tell.cast(LookedAround { peer, nonce, found });
+        }));
+    }
+
     fn save(&mut self) {
         let Some(core) = &self.core else { return };
         let bytes = core.save();
@@ -342,7 +367,10 @@ impl PeerTable {
                 self.end_removed();
                 return;
             }
-            Event::Revoked { peer } => ("removed members", format!("{peer} is no member any more")),
+            Event::Revoked { peer } => {
+                self.shared.words.removed(peer);
+                ("removed members", format!("{peer} is no member any more"))
+            }
         };
         self.shared.events.say_limited(kind, text, now);
     }
@@ -624,12 +652,35 @@ impl Handler<OwnNat> for PeerTable {
     }
 }
 
+impl Handler<AskPeer> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, AskPeer { peer, question, id, end }: AskPeer, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.ask(peer, question, id, end, Instant::now());
+        }
+    }
+}
+
 impl Handler<Neighbour> for PeerTable {
     type Return = ();
 
     async fn handle(&mut self, Neighbour { node, addr }: Neighbour, _: &mut Context<Self>) {
         if let Some(core) = &mut self.core {
             core.neighbour(node, addr, Instant::now());
+        }
+    }
+}
+
+impl Handler<OwnAccount> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, OwnAccount { peer, tell }: OwnAccount, _: &mut Context<Self>) {
+        if let Some(core) = &self.core
+            && let Some(side) = core.account(peer)
+        {
+            // Whoever gave up does not hear it.
+            let _ = tell.try_send(WhatWeKnow { side, cached: core.is_cached(peer) });
         }
     }
 }
@@ -651,5 +702,18 @@ impl Handler<Punched> for PeerTable {
         let via = Route::direct(Endpoint { uplink: uplink.id(), addr: from });
         let result = core.handle_control(&session, via, &plain, now);
         self.count(result);
+    }
+}
+
+impl Handler<LookedAround> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, LookedAround { peer, nonce, found }: LookedAround, _: &mut Context<Self>) {
+        self.explaining.remove(&(peer, nonce));
+        if let Some(core) = &mut self.core
+            && let Some(side) = core.account(peer)
+        {
+            core.tell_account(peer, nonce, found.complete(side));
+        }
     }
 }

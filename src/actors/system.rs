@@ -24,6 +24,7 @@ use super::mac_learning::MacLearning;
 use super::metrics::Metrics;
 use super::names::Names;
 use super::neighbours::{Neighbours, NeighboursCasts};
+use super::observer::Observer;
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
 use super::routes::Routes;
@@ -38,6 +39,7 @@ use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
 use super::uplink_keeper::UplinkKeeper;
 use super::upnp::{GatewayCell, Upnp, UpnpCasts, UpnpShared};
+use super::words::Words;
 use crate::cli::reply::Status;
 use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerConfig};
 use crate::counters::Counters;
@@ -197,6 +199,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         nat: ArcSwap::default(),
         candidates: ArcSwap::default(),
         started: now,
+        words: Words::default(),
         end,
     });
     // The lease of the last time brings the device up at once: the server need not be there.
@@ -268,6 +271,7 @@ fn wire_client(
         members: Caster::new(fdb.clone(), counters.clone()),
         punched: Caster::new(peers.clone(), counters.clone()),
         woken: Caster::new(server.clone(), counters.clone()),
+        looked: Caster::new(peers.clone(), counters.clone()),
     };
     let lent = shared.clone();
     let factory = move || PeerTable::new(lent.clone(), peer_casts.clone());
@@ -377,10 +381,9 @@ fn wire_client(
     }
 
     let (lent, guard) = (shared.clone(), supervisor.clone());
-    let (asked, link) = (sampler.clone(), server.clone());
-    let answer: super::control::Answer = Arc::new(move |request| {
-        report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), (link.clone(), table.clone()))
-    });
+    let (asked, to) = (sampler.clone(), (server.clone(), table.clone()));
+    let answer: super::control::Answer =
+        Arc::new(move |request| report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), to.clone()));
     let factory = move || Control::new(control.clone(), answer.clone());
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
     threads.keep(tap);
@@ -537,6 +540,7 @@ fn wire_server(
     let public = Identity::from_secret(shared.secrets.0.clone()).public;
     let mac1_keys = (mac1_key(&public, &no_psk()), enrol_mac1_key(&fingerprint(&public)));
     let epoch = Epoch(shared.started);
+    let key = super::client::seed();
     let (lent, to) = (shared.clone(), coordinator.clone());
     let ingress = move || ServerIngress {
         epoch,
@@ -550,6 +554,7 @@ fn wire_server(
         tcp: lent.uplinks.tcp(),
         hints: HintBudget::default(),
         batch: SendBatch::new(lent.uplinks.max_segments()),
+        observer: Observer::new(key, lent.uplinks.clone()),
     };
     for uplink in shared.uplinks.readers() {
         let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);

@@ -12,6 +12,7 @@ use xtra::{Actor, Mailbox};
 
 use super::datapath::{HintBudget, Ingress};
 use super::ext::{Caster, Service, StopReason};
+use super::observer::Observer;
 use crate::counters::{Counters, DropReason, add};
 use crate::ids::{Endpoint, UplinkId};
 use crate::io::batch::SendBatch;
@@ -25,6 +26,7 @@ use crate::proto::session::Epoch;
 use crate::view::MemberView;
 use crate::wire::handshake::{HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
+use crate::wire::observe::OBSERVE;
 
 /// What becomes of the datagrams of a socket.
 pub enum Reception {
@@ -47,6 +49,7 @@ pub struct ServerIngress {
     pub tcp: Option<crate::io::tcp::TcpTx>,
     pub hints: HintBudget,
     pub batch: SendBatch,
+    pub observer: Observer,
 }
 
 impl ServerIngress {
@@ -81,7 +84,10 @@ impl ServerIngress {
     }
 
     fn sort(&mut self, from: Endpoint, datagram: &mut [u8], now: Instant) -> Result<(), DropReason> {
-        // On the second port only members speak, and only of where they are seen.
+        if datagram.first() == Some(&OBSERVE) {
+            return self.observer.handle(from, datagram);
+        }
+        // On the second port members speak of where they are seen, and of nothing else.
         let is_observer = from.uplink.is_observer();
         match Kind::of(datagram).filter(|kind| !is_observer || *kind == Kind::Ctrl).ok_or(DropReason::Malformed)? {
             Kind::Relay => {

@@ -8,7 +8,9 @@ use clap::Parser;
 use eps_actor::actors::{supervisor, system};
 use eps_actor::cli::args::{Arguments, ClientArguments, Command, SelftestCommand, ServerArguments};
 use eps_actor::cli::demo::{self, is_broken_pipe};
-use eps_actor::cli::{check, completions, configure, install, man, members, orders, paths, selftest, status};
+use eps_actor::cli::{
+    check, completions, configure, install, man, members, netcheck, orders, paths, ping, selftest, status, why,
+};
 use eps_actor::config::{self, ConfigError};
 use eps_actor::config::{LogSettings, Role};
 use eps_actor::logging;
@@ -69,6 +71,9 @@ fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
         Command::Members(arguments) => members::run(&arguments, out)?,
         Command::Paths(arguments) => paths::run(&arguments, out)?,
         Command::Invite(arguments) => orders::invite(&arguments, out)?,
+        Command::Ping(arguments) => return ping::run(&arguments, out),
+        Command::Why(arguments) => return why::run(&arguments, out),
+        Command::Netcheck(arguments) => return netcheck::run(&arguments, out),
         Command::Kick(arguments) => orders::kick(&arguments, out)?,
         Command::Leave(arguments) => orders::leave(&arguments, out)?,
         Command::Map(arguments) => orders::map(&arguments, out)?,

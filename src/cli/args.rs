@@ -66,6 +66,29 @@ Examples:
   sudo eps-actor invite                    for one member, within 24 hours
   sudo eps-actor invite --reusable --expires never")]
     Invite(InviteArguments),
+    /// Ask another member for signs of life, and show the path of each answer; at a client
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor ping nas
+  sudo eps-actor ping 10.20.0.7 -c 3 -i 0.2
+
+Exit codes: 0 an answer came, 1 none did, 2 bad usage")]
+    Ping(PingArguments),
+    /// Say why another member is, or is not, reached directly, and what would change it; at a client
+    #[command(after_help = "\
+Example: sudo eps-actor why nas
+
+Exit codes: 0 nothing is wrong, 1 something is, 2 bad usage")]
+    Why(WhyArguments),
+    /// Find out what this machine's network and its NATs let pass; needs no membership and no root
+    #[command(after_help = "\
+Examples:
+  eps-actor netcheck --server vpn.example.org
+  eps-actor netcheck --stun stun.example.org --stun stun.example.net:3478 --json
+  eps-actor netcheck --server vpn.example.org --long
+
+Exit codes: 0 UDP was answered, 1 it was not, 2 bad usage")]
+    Netcheck(NetcheckArguments),
     /// Take a member out of the network for good; at the server
     #[command(after_help = "Example: sudo eps-actor kick laptop")]
     Kick(KickArguments),
@@ -112,6 +135,9 @@ impl Command {
             Self::Members(arguments) => Some(&arguments.common),
             Self::Paths(arguments) => Some(&arguments.common),
             Self::Invite(arguments) => Some(&arguments.common),
+            Self::Ping(arguments) => Some(&arguments.common),
+            Self::Netcheck(arguments) => Some(&arguments.common),
+            Self::Why(arguments) => Some(&arguments.common),
             Self::Kick(arguments) => Some(&arguments.common),
             Self::Leave(arguments) => Some(&arguments.common),
             Self::Check(arguments) => Some(&arguments.common),
@@ -290,6 +316,74 @@ pub struct InviteArguments {
 }
 
 #[derive(Debug, Args)]
+pub struct PingArguments {
+    /// The member: its name, its address in the network, or its id, as `eps-actor status` shows them
+    pub peer: String,
+    /// How many to send; 0 for no end
+    #[arg(short = 'c', long, value_name = "N", default_value = "10")]
+    pub count: u32,
+    /// Seconds between them, from 0.1 to 3600
+    #[arg(short = 'i', long, value_name = "SECONDS", default_value = "1", value_parser = ping_interval)]
+    pub interval: std::time::Duration,
+    /// Print JSON: a line for each event, and one that sums up
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// A peer answers ten a second and not more.
+fn ping_interval(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "write seconds, like 1 or 0.2".to_owned())?;
+    if (0.1..=3600.0).contains(&seconds) {
+        Ok(std::time::Duration::from_secs_f64(seconds))
+    } else {
+        Err("write seconds from 0.1 to 3600".to_owned())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct WhyArguments {
+    /// The member: its name, its address in the network, or its id, as `eps-actor status` shows them
+    pub peer: String,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct NetcheckArguments {
+    /// A server of ours to ask; repeat or separate by commas [default: that of the client on this machine]
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub server: Vec<String>,
+    /// A public server of STUN (RFC 8489) to ask; repeat or separate by commas. Two tell the kind of the NAT
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub stun: Vec<String>,
+    /// Try how long a mapping lives without traffic, up to this time [default when given alone: 5m]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "5m", value_parser = long_time)]
+    pub long: Option<std::time::Duration>,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Servers take up a question about an address again for ten minutes.
+fn long_time(text: &str) -> Result<std::time::Duration, String> {
+    let time = crate::config::units::duration(text).filter(|time| (2..=600).contains(&time.as_secs()));
+    time.ok_or_else(|| "write a time from 2s to 10m".to_owned())
+}
+
+#[derive(Debug, Args)]
 pub struct KickArguments {
     /// The member, as `eps-actor members` shows it
     pub name: String,
@@ -442,6 +536,11 @@ mod tests {
             "members --json",
             "invite --reusable --expires never --json",
             "invite --expires 24h --control /tmp/x",
+            "ping nas -c 3 -i 0.2 --json --control /tmp/x",
+            "why nas --json",
+            "netcheck",
+            "netcheck --server a --server b:5 --stun c --long --json",
+            "netcheck --long=8s",
             "kick laptop",
             "leave",
             "check --config x.ron --role server",
@@ -462,6 +561,10 @@ mod tests {
 
     #[test]
     fn bad_usage_ends_with_2() {
+        for line in ["ping", "why", "netcheck --long=1h", "ping nas -i 0", "ping nas -c -1"] {
+            let words = std::iter::once("eps-actor").chain(line.split_whitespace());
+            assert_eq!(Arguments::try_parse_from(words).expect_err("bad usage").exit_code(), 2, "{line}");
+        }
         for line in ["", "frob", "server --frob", "kick", "check", "invite --expires 5", "status --log-level loud"] {
             let words = std::iter::once("eps-actor").chain(line.split_whitespace());
             assert_eq!(Arguments::try_parse_from(words).expect_err("bad usage").exit_code(), 2, "{line}");

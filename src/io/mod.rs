@@ -1,4 +1,5 @@
 //! Every syscall and every unsafe line.
+pub mod ask;
 pub mod batch;
 pub mod control_socket;
 pub mod files;

@@ -191,7 +191,7 @@ impl UdpUplink {
     /// who send meanwhile send uncut, too: what fits the path passes all the same.
     pub fn send_unfragmented(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
         let _alone = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
-        discover_mtu(&self.socket, self.local_addr, libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE)?;
+        forbid_fragments(&self.socket)?;
         let sent = self.send_one(to, bytes, None);
         allow_fragments(&self.socket, self.local_addr)?;
         sent
@@ -284,6 +284,11 @@ fn allow_fragments(socket: &UdpSocket, addr: SocketAddr) -> io::Result<()> {
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
     }
     Ok(())
+}
+
+/// The opposite, whatever the kernel has heard of the way's MTU: for whoever tries how long packets may be.
+pub(super) fn forbid_fragments(socket: &UdpSocket) -> io::Result<()> {
+    discover_mtu(socket, socket.local_addr()?, libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE)
 }
 
 fn discover_mtu(socket: &UdpSocket, addr: SocketAddr, four: libc::c_int, six: libc::c_int) -> io::Result<()> {

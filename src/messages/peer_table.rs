@@ -1,8 +1,10 @@
 //! What the peer table is told.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::ids::{Endpoint, PeerIdx, PublicKey, Route};
+use crate::proto::asking::Question;
 use crate::proto::multipath::Mode;
 use crate::proto::nat::NatReport;
 use crate::proto::peers::LocalUplink;
@@ -10,6 +12,7 @@ use crate::proto::server_link::Pinned;
 use crate::proto::session::Session;
 use crate::wire::cert::CERT_LEN;
 use crate::wire::control::{Candidate, Control};
+use crate::wire::why::Side;
 
 /// First contact was made, or a certificate came: this is our network and what it signed for us.
 #[derive(Debug, Clone)]
@@ -100,4 +103,36 @@ pub struct UplinksChanged(pub Vec<LocalUplink>);
 pub struct SetMode {
     pub peer: Option<PublicKey>,
     pub mode: Mode,
+}
+
+/// Somebody asks a peer something. The answer comes to the one who waits for this number.
+#[derive(Debug, Clone, Copy)]
+pub struct AskPeer {
+    pub peer: PeerIdx,
+    pub question: Question,
+    pub id: u64,
+    pub end: Instant,
+}
+
+/// What is known here of the ways to a peer, for somebody who wants to know why.
+#[derive(Debug)]
+pub struct OwnAccount {
+    pub peer: PeerIdx,
+    pub tell: smol::channel::Sender<WhatWeKnow>,
+}
+
+/// The answer to [`OwnAccount`].
+#[derive(Debug, Clone)]
+pub struct WhatWeKnow {
+    pub side: Side,
+    /// There is an address to try without the server.
+    pub cached: bool,
+}
+
+/// How this machine is connected, found out because a peer has asked for our account.
+#[derive(Debug, Clone, Copy)]
+pub struct LookedAround {
+    pub peer: PeerIdx,
+    pub nonce: u64,
+    pub found: crate::actors::why::Surroundings,
 }

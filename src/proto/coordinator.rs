@@ -702,7 +702,11 @@ impl Coordinator {
             | Control::PeerDelta { .. }
             | Control::Moved { .. }
             | Control::RouteTable { .. }
-            | Control::Observed { .. } => {}
+            | Control::Observed { .. }
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::WhyAsk { .. }
+            | Control::WhySay { .. } => {}
         }
     }
 

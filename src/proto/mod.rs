@@ -1,5 +1,6 @@
 //! Sans-IO state machines.
 pub mod admission;
+pub mod asking;
 pub mod backoff;
 pub mod changes;
 pub mod clock;
@@ -23,7 +24,9 @@ pub mod mtu;
 pub mod multipath;
 pub mod nat;
 pub mod neighbours;
+pub mod netcheck;
 pub mod noise;
+pub mod observe;
 pub mod path;
 pub mod peers;
 pub mod punch;
@@ -36,6 +39,8 @@ pub mod server_link;
 pub mod session;
 pub mod too_big;
 pub mod topology;
+pub mod tried;
 pub mod unproven;
 pub mod uplink_choice;
+pub mod verdict;
 pub mod whole;

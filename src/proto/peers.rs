@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::asking::{Answer as Told, AnswerBudget, Asking};
 use super::backoff::Backoff;
 use super::cookie::{Admit, Gate};
 use super::crypto::Trust;
@@ -30,12 +31,15 @@ use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
 use crate::wire::nat::{NatKind, NatMessage};
 use traversal::{PeerWay, Traversal};
+use super::tried::Tried;
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex, UplinkId};
 use crate::wire::cert::{CERT_LEN, Certificate};
 use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control, MapEntry};
 use crate::wire::handshake::{CookieReply, HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, OVERHEAD, SealedHeader};
+
+mod words;
 
 /// Waits between questions to the server about one peer.
 const LOOKUP_RETRY: &[Duration] = &[
@@ -95,6 +99,16 @@ pub enum Output {
         peer: PeerIdx,
         to: SocketAddr,
         datagrams: Vec<Vec<u8>>,
+    },
+    /// A question of [`Peers::ask`] has ended so.
+    Answered {
+        id: u64,
+        answer: Told,
+    },
+    /// A peer wants our account of the pair: [`Peers::tell_account`] gives it.
+    Asked {
+        peer: PeerIdx,
+        nonce: u64,
     },
     Event(Event),
 }
@@ -217,6 +231,9 @@ struct Peer {
     way: PeerWay,
     /// The last move it told us of.
     moved: Option<u32>,
+    /// For people who ask.
+    tried: Tried,
+    answers: AnswerBudget,
 }
 
 impl Peer {
@@ -256,6 +273,7 @@ pub struct Peers {
     modes: BTreeMap<PublicKey, Mode>,
     direct: bool,
     own_move: roaming::Move,
+    asking: Asking,
     save_at: Option<Instant>,
     mark_at: Instant,
     timers: BTreeSet<(Instant, PeerIdx)>,
@@ -297,6 +315,7 @@ impl Peers {
             modes: BTreeMap::new(),
             direct,
             own_move: roaming::Move::default(),
+            asking: Asking::default(),
             save_at: None,
             mark_at: now,
             timers: BTreeSet::new(),
@@ -356,7 +375,8 @@ impl Peers {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let first = self.timers.first().map(|(at, _)| *at);
-        [first, self.save_at, Some(self.mark_at), self.own_move.poll_timeout()].into_iter().flatten().min()
+        let (own, asking) = (self.own_move.poll_timeout(), self.asking.poll_timeout());
+        [first, self.save_at, Some(self.mark_at), own, asking].into_iter().flatten().min()
     }
 
     /// The version of the map.
@@ -518,7 +538,11 @@ impl Peers {
             | Control::Moved { .. }
             | Control::RouteOffer { .. }
             | Control::RouteTable { .. }
-            | Control::Stats { .. } => {}
+            | Control::Stats { .. }
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::WhyAsk { .. }
+            | Control::WhySay { .. } => {}
         }
     }
 
@@ -799,6 +823,7 @@ impl Peers {
         if self.peers.get(&idx).is_some_and(|peer| !valid(peer)) {
             self.seen_from(idx, via, now);
         }
+        self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.tried.arrived(&via));
         for message in messages {
             self.handle_message(idx, session, via, message, now);
         }
@@ -825,6 +850,7 @@ impl Peers {
             Control::ProbeReply { sequence, challenge, .. } => {
                 let Some(peer) = self.peers.get_mut(&idx) else { return };
                 let before = peer.paths.active();
+                peer.tried.answered(&via);
                 let event = peer.paths.handle_reply(&via, (sequence, challenge), now);
                 self.paths_changed(idx, before, event, now);
                 if self.mtus.handle_reply(idx, (sequence, challenge), now) {
@@ -858,6 +884,9 @@ impl Peers {
             }
             Control::Broken { .. } => session.meter.whole.hold(self.epoch.ms(now)),
             Control::Moved { number } => self.handle_moved(idx, number, via, now),
+            Control::Ping { .. } | Control::Pong { .. } | Control::WhyAsk { .. } | Control::WhySay { .. } => {
+                self.handle_words(idx, session, via, message, now);
+            }
             // What only the server says, or hears.
             Control::LeaseRequest { .. }
             | Control::LeaseGrant { .. }
@@ -962,6 +991,7 @@ impl Peers {
         objects.into_iter().for_each(|object| self.say(idx, &Control::Revoke(object)));
         self.outputs.push_back(Output::Changed);
         self.outputs.push_back(Output::Ready(idx));
+        self.send_questions(idx, now);
         self.reschedule(idx);
     }
 
@@ -1027,6 +1057,7 @@ impl Peers {
             self.reschedule(idx);
         }
         self.run_move(now);
+        self.run_questions(now);
         if now >= self.mark_at {
             self.mark_at = now + Duration::from_secs(1);
             self.mark(now);
@@ -1067,6 +1098,7 @@ impl Peers {
             peer.lookup = None;
             let peer = self.name(idx);
             self.event(Event::Unreachable { peer });
+            self.end_questions(idx, &Told::NoSession);
             self.outputs.push_back(Output::Unreachable(idx));
             return;
         }
@@ -1102,6 +1134,9 @@ impl Peers {
             if sent.insert(route) {
                 self.send_unproven(route, datagram.clone(), now);
             }
+        }
+        if let Some(peer) = self.peers.get_mut(&idx) {
+            sent.iter().for_each(|route| peer.tried.sent(route));
         }
         self.index_of.insert(index, idx);
     }
@@ -1141,6 +1176,7 @@ impl Peers {
             let probe = Control::Probe { sequence, challenge, sent_us: 0, path, padding: 0 };
             if let Ok(datagram) = session.seal_control(&probe.to_bytes()) {
                 self.send_probe(idx, route, datagram, now);
+                self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.tried.sent(&route));
             }
         }
         let after = self.peers.get(&idx).and_then(|peer| peer.paths.active());
@@ -1269,6 +1305,8 @@ impl Peers {
             sightings: (SIGHTINGS_MAX, now),
             way: PeerWay::new(super::neighbours::node_hash(self.node.network.tag(), &key.node_id())),
             moved: None,
+            tried: Tried::default(),
+            answers: AnswerBudget::new(now),
         }
     }
 
@@ -1280,6 +1318,7 @@ impl Peers {
             (peer.channel, peer.lookup, peer.probing) = (None, None, false);
             self.mtus.forget(idx);
             self.outputs.push_back(Output::Changed);
+            self.end_questions(idx, &Told::Silence);
         }
         self.reschedule(idx);
     }
@@ -1289,6 +1328,7 @@ impl Peers {
             peer.link.close();
             self.mtus.forget(idx);
             self.idx_of.remove(&peer.key);
+            self.end_questions(idx, &Told::NotAMember);
             self.index_of.retain(|_, owner| *owner != idx);
             if let Some(at) = self.timer_of.remove(&idx) {
                 self.timers.remove(&(at, idx));

@@ -905,7 +905,11 @@ impl ServerLink {
             | Control::Nat(_)
             | Control::Moved { .. }
             | Control::RouteOffer { .. }
-            | Control::Stats { .. } => {}
+            | Control::Stats { .. }
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::WhyAsk { .. }
+            | Control::WhySay { .. } => {}
         }
     }
 

@@ -29,6 +29,7 @@ use crate::actors::peer_table::PeerTable;
 use crate::actors::routes::TABLE_FILE;
 use crate::actors::server_link::ServerLink;
 use crate::actors::supervisor::Supervisor;
+use crate::actors::{why, words};
 use crate::config::{Expiry, ScorecardFormat};
 use crate::io::netlink::{Netlink, default_source};
 use crate::messages::coordinator::{Invite, Kick, NetworkDescription};
@@ -56,6 +57,9 @@ pub fn answer_client(
         match request["command"].as_str() {
             Some("status") => Ok(json::status(&sampler.take(Instant::now()))),
             Some("scorecard") => outputs(&request, &sampler),
+            Some("ping") => words::ping(&request, &shared, &table).await,
+            Some("why") => why::why(&request, &shared, &table).await,
+            Some("path") => words::path(&request, &shared).await,
             Some("leave") => {
                 let (tell, told) = smol::channel::bounded(1);
                 cast(&link, Release(tell));

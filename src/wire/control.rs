@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::cert::CERT_LEN;
 use super::nat::NatMessage;
+use super::why::Side;
 use crate::counters::DropReason;
 use crate::ids::{ChannelToken, NodeId, PublicKey};
 
@@ -51,6 +52,18 @@ pub enum CandidateKind {
     Mapped = 3,
     /// A guess at what a NAT will use next.
     Predicted = 4,
+}
+
+impl CandidateKind {
+    pub(super) fn of(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Host,
+            2 => Self::Observed,
+            3 => Self::Mapped,
+            4 => Self::Predicted,
+            _ => return None,
+        })
+    }
 }
 
 /// An address a peer may be reached at; nobody has answered from it yet.
@@ -215,6 +228,23 @@ pub enum Control {
     Moved {
         number: u32,
     },
+    /// Somebody at the sender's end wants to know how this peer is reached; answered by `Pong` the way it came.
+    Ping {
+        id: u64,
+    },
+    /// The same number, and where the ping was seen to come from.
+    Pong {
+        id: u64,
+        observed: SocketAddr,
+    },
+    /// Why is this pair direct, or not? Answered by `WhySay` with the same number.
+    WhyAsk {
+        nonce: u64,
+    },
+    WhySay {
+        nonce: u64,
+        side: Box<Side>,
+    },
 }
 
 impl Control {
@@ -275,6 +305,10 @@ impl Control {
             Self::Moved { .. } => 50,
             Self::RouteOffer { .. } => 52,
             Self::RouteTable { .. } => 53,
+            Self::Ping { .. } => 46,
+            Self::Pong { .. } => 47,
+            Self::WhyAsk { .. } => 48,
+            Self::WhySay { .. } => 49,
         }
     }
 
@@ -376,6 +410,20 @@ impl Control {
                     out.extend(report.tx_bytes.to_le_bytes());
                 }
             }
+            Self::Ping { id } => {
+                out.extend(id.to_le_bytes());
+                // As long as its answer.
+                out.extend([0; PING_PADDING]);
+            }
+            Self::Pong { id, observed } => {
+                out.extend(id.to_le_bytes());
+                put_addr(out, *observed);
+            }
+            Self::WhyAsk { nonce } => out.extend(nonce.to_le_bytes()),
+            Self::WhySay { nonce, side } => {
+                out.extend(nonce.to_le_bytes());
+                side.encode(out);
+            }
         }
     }
 
@@ -425,6 +473,14 @@ impl Control {
             24 => Self::Observed { addr: body.addr()?, head: body.u64()?, epoch: body.u64()? },
             25 => Self::LeaseReleased,
             27 => Self::Stats { rx_bytes: body.u64()?, tx_bytes: body.u64()?, peers: body.reports()? },
+            46 => {
+                let id = body.u64()?;
+                body.array::<PING_PADDING>()?;
+                Self::Ping { id }
+            }
+            47 => Self::Pong { id: body.u64()?, observed: body.addr()? },
+            48 => Self::WhyAsk { nonce: body.u64()? },
+            49 => Self::WhySay { nonce: body.u64()?, side: Box::new(Side::decode(body)?) },
             50 => Self::Moved { number: body.u32()? },
             52 => Self::RouteOffer { have: body.u64()?, list: body.subnets()? },
             53 => {
@@ -442,6 +498,9 @@ impl Control {
         body.0.is_empty().then_some(Some(message))
     }
 }
+
+/// Zeroes in a ping: the longest address, which its answer names.
+const PING_PADDING: usize = 19;
 
 fn put_probe(out: &mut Vec<u8>, sequence: u32, challenge: u64, sent_us: u32, path: u8) {
     out.extend(sequence.to_le_bytes());
@@ -519,7 +578,7 @@ impl Reader<'_> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    fn bool(&mut self) -> Option<bool> {
+    pub(super) fn bool(&mut self) -> Option<bool> {
         match self.u8()? {
             0 => Some(false),
             1 => Some(true),
@@ -564,13 +623,7 @@ impl Reader<'_> {
         }
         (0..count)
             .map(|_| {
-                let kind = match self.u8()? {
-                    1 => CandidateKind::Host,
-                    2 => CandidateKind::Observed,
-                    3 => CandidateKind::Mapped,
-                    4 => CandidateKind::Predicted,
-                    _ => return None,
-                };
+                let kind = CandidateKind::of(self.u8()?)?;
                 Some(Candidate { kind, addr: self.addr()? })
             })
             .collect()
@@ -652,6 +705,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::nat::{NatKind, Purpose};
+    use super::super::why::Try;
     use super::*;
     use proptest::prelude::*;
 
@@ -718,6 +772,19 @@ mod tests {
             Control::Nat(NatMessage::Reflected { nonce: 7, addr: v6, port: 43440 }),
             Control::Nat(NatMessage::NatIs(NatKind::Predictable(-3))),
             Control::Moved { number: 1 << 30 },
+            Control::Ping { id: 10 },
+            Control::Pong { id: 10, observed: v6 },
+            Control::WhyAsk { nonce: 11 },
+            Control::WhySay {
+                nonce: 11,
+                side: Box::new(Side {
+                    flags: 3,
+                    observed: Some(v4),
+                    own: vec![Candidate { kind: CandidateKind::Mapped, addr: v4 }],
+                    tries: vec![Try { addr: v6, kind: None, sent: 1, answered: 2, arrived: 3, errno: 4 }],
+                    ..Side::default()
+                }),
+            },
         ]
     }
 

@@ -32,3 +32,4 @@ mod setup;
 #[path = "../shared/turn.rs"]
 mod turn;
 mod upnp;
+mod words;

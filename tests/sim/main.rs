@@ -12,6 +12,7 @@ mod node;
 mod random;
 mod scenarios;
 mod traversal;
+mod words;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::Write as _;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use eps_actor::counters::DropReason;
 use eps_actor::ids::{ChannelToken, Endpoint, MacAddr, NetworkId, PeerIdx, PublicKey, Route, SessionIndex, UplinkId};
+use eps_actor::proto::asking::{Answer, Question};
 use eps_actor::proto::coordinator::{self, Coordinator, Settings};
 use eps_actor::proto::crypto::{Signer, Suites, Trust};
 use eps_actor::proto::fdb::Fdb;
@@ -115,6 +116,8 @@ pub struct Client {
     pub run: Option<Run>,
     /// It was told to stay away; the program has ended.
     pub refused: Option<Refusal>,
+    /// Answers of peers to what was asked.
+    pub told: BTreeMap<u64, Answer>,
 }
 
 /// One life of a client's process.
@@ -158,6 +161,7 @@ impl Client {
             disk: ClientDisk::default(),
             run: None,
             refused: None,
+            told: BTreeMap::new(),
         }
     }
 
@@ -260,6 +264,20 @@ impl Client {
     pub fn egress(&mut self, frame: &[u8], now: Instant, rng: &mut StdRng, out: &mut VecDeque<Effect>) {
         let Some(run) = &mut self.run else { return };
         run.egress(frame, now, out);
+        self.drain(now, rng, out);
+    }
+
+    /// Somebody asks a peer something.
+    pub fn ask(
+        &mut self,
+        (idx, question, id, end): (PeerIdx, Question, u64, Instant),
+        now: Instant,
+        rng: &mut StdRng,
+        out: &mut VecDeque<Effect>,
+    ) {
+        if let Some(peers) = self.run.as_mut().and_then(|run| run.peers.as_mut()) {
+            peers.ask(idx, question, id, end, now);
+        }
         self.drain(now, rng, out);
     }
 
@@ -390,6 +408,17 @@ impl Client {
                 if let Some(peers) = &run.peers {
                     self.disk.map = Some(peers.save());
                     self.disk.epoch = peers.network_epoch();
+                }
+            }
+            Output::Answered { id, answer } => {
+                out.push_back(Effect::Note(format!("question {id}: {answer:?}")));
+                self.told.insert(id, answer);
+            }
+            Output::Asked { peer, nonce } => {
+                if let Some(peers) = &mut run.peers
+                    && let Some(side) = peers.account(peer)
+                {
+                    peers.tell_account(peer, nonce, side);
                 }
             }
             Output::Event(event) => out.push_back(Effect::Note(format!("{event:?}"))),
