@@ -92,6 +92,12 @@ drop_reasons! {
     MailboxFull = "mailbox_full",
     /// The actor that should act is being restarted.
     NoActor = "no_actor",
+    /// A tunnel's copy of a packet that came by another path before. Every path but one has them: that is no loss.
+    Duplicate = "duplicate",
+    /// A packet for the other end of a tunnel, which has not been heard of, or is silent.
+    NoEndpoint = "no_endpoint",
+    /// Somebody who speaks to a tunnel is not made an endpoint: there are enough.
+    EndpointsFull = "endpoints_full",
 }
 
 macro_rules! counters {

@@ -16,5 +16,6 @@ pub mod store;
 pub mod tap;
 pub mod tap_slot;
 pub mod tcp;
+pub mod tun;
 pub mod udp;
 pub mod uplinks;
