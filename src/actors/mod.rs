@@ -18,5 +18,8 @@ pub mod supervisor;
 pub mod system;
 pub mod tap_reader;
 pub mod tcp_path;
+pub mod tunnel;
+pub mod tunnel_paths;
+pub mod tunnel_system;
 pub mod udp_path;
 pub mod upnp;

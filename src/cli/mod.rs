@@ -12,3 +12,5 @@ pub mod orders;
 pub mod reply;
 pub mod status;
 pub mod table;
+pub mod tunnel;
+pub mod tunnel_status;

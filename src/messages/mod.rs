@@ -11,4 +11,5 @@ pub mod relay;
 pub mod server_link;
 pub mod store;
 pub mod tap_reader;
+pub mod tunnel;
 pub mod upnp;

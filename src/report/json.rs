@@ -63,6 +63,7 @@ fn role(snapshot: &Snapshot) -> Map<String, Value> {
             "gateway": part.gateway,
             "peers": part.peers,
         }),
+        Role::Tunnel(part) => json!({ "role": "tunnel", "node": part.node, "paths": part.paths }),
         Role::Server(part) => {
             let network = part.network.as_ref();
             json!({

@@ -12,6 +12,7 @@ pub mod map;
 pub mod prometheus;
 pub mod snapshot;
 pub mod stats_text;
+pub mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
