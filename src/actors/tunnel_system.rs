@@ -23,7 +23,7 @@ use super::tunnel_paths::TunnelPaths;
 use crate::config::tunnel::{PathPair, TUNNEL_CONTROL, TunnelConfig};
 use crate::counters::Counters;
 use crate::ids::UplinkId;
-use crate::io::control_socket::{ControlError, ControlListener};
+use crate::io::control_socket::ControlListener;
 use crate::io::netlink::{Netlink, NetlinkError, keep_addresses};
 use crate::io::tap::TapError;
 use crate::io::tun::Tun;
@@ -156,14 +156,10 @@ fn control(config: &TunnelConfig) -> Result<Option<ControlListener>> {
     if let Some(path) = &config.control {
         return Ok(Some(ControlListener::bind(path)?));
     }
-    match ControlListener::bind(TUNNEL_CONTROL) {
-        Ok(listener) => Ok(Some(listener)),
-        Err(error @ (ControlError::AlreadyRunning { .. } | ControlError::Permission { .. })) => {
-            log::warn!("this tunnel answers no `eps-actor status`, since no --control is given: {error}");
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
+    let bound = ControlListener::bind(TUNNEL_CONTROL).inspect_err(|error| {
+        log::warn!("this tunnel answers no `eps-actor status`, since no --control is given: {error}");
+    });
+    Ok(bound.ok())
 }
 
 fn shared(config: TunnelConfig) -> Result<(Arc<TunnelShared>, Receiver<Ending>)> {

@@ -25,6 +25,7 @@ mod outputs;
 mod readme;
 mod secrecy;
 mod setup;
+mod tunnel;
 #[path = "../shared/turn.rs"]
 mod turn;
 mod upnp;
