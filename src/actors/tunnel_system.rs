@@ -192,12 +192,13 @@ fn shared(config: TunnelConfig) -> Result<(Arc<TunnelShared>, Receiver<Ending>)>
     }
     let tun = smol::block_on(open_device(&config))?;
     let (end, ends) = smol::channel::bounded(4);
+    let view = TunnelView { paths: core.poll_changed().unwrap_or_default(), session: None };
     let shared = TunnelShared {
         config,
         core: Mutex::new(core),
         sockets: ArcSwap::from_pointee(sockets),
         tun: ArcSwapOption::from_pointee(tun),
-        view: ArcSwap::default(),
+        view: ArcSwap::from_pointee(view),
         counters: Arc::default(),
         events,
         started: now,

@@ -328,6 +328,7 @@ fn the_recorded_sessions_go_with_the_program_as_they_went_with_the_real_one() {
             vector["server_options"].as_array().expect("options").iter().map(|o| o.as_str().expect("text")).collect();
         let mut server = world.start(&world.server, "server", &options.join(" "));
         let device = packets(&world.server, "tun0");
+        let (mut said, mut read) = (0, 0);
         let mut sockets: BTreeMap<String, UdpSocket> = BTreeMap::new();
         let bound = |addr: &str| world.client.run(|| UdpSocket::bind(addr)).expect("a socket");
         for event in vector["events"].as_array().expect("events") {
@@ -341,8 +342,12 @@ fn the_recorded_sessions_go_with_the_program_as_they_went_with_the_real_one() {
                     .or_insert_with(|| bound(from))
                     .send_to(&unhex(&event["udp_in_hex"]), to)
                     .expect("sent");
+                said += 1;
+                until(&format!("{note} to be taken"), || server.counter("udp_rx_datagrams") == said);
             } else if event["tun_read_hex"].is_string() {
                 device.send(&unhex(&event["tun_read_hex"])).expect("sent");
+                read += 1;
+                until(&format!("{note} to be read"), || server.counter("tap_rx_frames") == read);
             } else {
                 let seconds = event["wait_s"].as_f64().expect("seconds");
                 let begun = Instant::now();
