@@ -334,8 +334,8 @@ impl Pair {
             if from_client.is_empty() && from_server.is_empty() {
                 return;
             }
-            from_client.into_iter().for_each(|(to, datagram)| self.to_server(to, &datagram));
-            from_server.into_iter().for_each(|(to, datagram)| self.to_client(to, &datagram));
+            from_client.into_iter().for_each(|(to, datagram)| self.server_gets(to, &datagram));
+            from_server.into_iter().for_each(|(to, datagram)| self.client_gets(to, &datagram));
         }
         panic!("they do not stop talking");
     }
@@ -348,7 +348,7 @@ impl Pair {
         }
     }
 
-    fn to_server(&mut self, to: Endpoint, datagram: &[u8]) {
+    fn server_gets(&mut self, to: Endpoint, datagram: &[u8]) {
         if !self.open[usize::from(to.uplink.0)] {
             return;
         }
@@ -358,7 +358,7 @@ impl Pair {
         self.take(0, result);
     }
 
-    fn to_client(&mut self, to: Endpoint, datagram: &[u8]) {
+    fn client_gets(&mut self, to: Endpoint, datagram: &[u8]) {
         let Some(path) = (0..self.open.len() as u8).find(|path| client_addr(*path) == to.addr) else { return };
         if self.open[usize::from(path)] {
             let from = Endpoint { uplink: UplinkId(path), addr: server_addr(path) };
@@ -377,14 +377,14 @@ impl Pair {
     /// A packet from the client's device.
     fn up(&mut self, packet: &[u8]) {
         for (to, datagram) in send(&mut self.client, packet, self.now).expect("a session") {
-            self.to_server(to, &datagram);
+            self.server_gets(to, &datagram);
         }
     }
 
     /// A packet from the server's device.
     fn down(&mut self, packet: &[u8]) {
         for (to, datagram) in send(&mut self.server, packet, self.now).expect("a session") {
-            self.to_client(to, &datagram);
+            self.client_gets(to, &datagram);
         }
     }
 }
@@ -478,7 +478,7 @@ fn native_replays_from_elsewhere_make_nobody_an_endpoint() {
     // Faster than the real one: a fresh datagram from elsewhere.
     for (to, datagram) in send(&mut pair.client, &packet(1, b"x"), pair.now).expect("a session") {
         assert!(receive(&mut pair.server, thief, &datagram, pair.now).expect("authentic").is_some());
-        pair.to_server(to, &datagram);
+        pair.server_gets(to, &datagram);
     }
     let (asked, _) = drain(&mut pair.server);
     assert_eq!(asked.iter().filter(|(to, _)| *to == thief).count(), 1, "it is asked, once");
@@ -524,7 +524,7 @@ fn native_goes_on_when_keys_are_renewed_and_when_either_end_starts_anew() {
 
     // It says goodbye: the server sends nothing more, and forgets where to.
     for (to, datagram) in pair.client.goodbyes() {
-        pair.to_server(to, &datagram);
+        pair.server_gets(to, &datagram);
     }
     assert!(pair.server.session().is_none());
     let mut targets = Vec::new();
