@@ -94,6 +94,12 @@ drop_reasons! {
     NoActor = "no_actor",
     /// The socket it should have left by is gone, with its interface or address.
     NoUplink = "no_uplink",
+    /// A tunnel's copy of a packet that came by another path before. Every path but one has them: that is no loss.
+    Duplicate = "duplicate",
+    /// A packet for the other end of a tunnel, which has not been heard of, or is silent.
+    NoEndpoint = "no_endpoint",
+    /// Somebody who speaks to a tunnel is not made an endpoint: there are enough.
+    EndpointsFull = "endpoints_full",
 }
 
 macro_rules! counters {

@@ -76,9 +76,9 @@ use crate::wire::natpmp::Transport;
 /// Messages a control actor's mailbox holds; above it, casts are refused and counted.
 const MAILBOX: usize = 1024;
 /// Messages of an edge actor, which gets few.
-const EDGE_MAILBOX: usize = 64;
+pub(super) const EDGE_MAILBOX: usize = 64;
 /// Socket buffers asked for: a burst of 64 KiB super-frames must fit several times.
-const SOCKET_BUFFER: usize = 8 << 20;
+pub(super) const SOCKET_BUFFER: usize = 8 << 20;
 /// Of a socket that gets a question now and then.
 const SMALL_BUFFER: usize = 256 << 10;
 /// All goodbyes must be said within this, to end within a second.
@@ -396,11 +396,11 @@ fn wire_client(
 }
 
 /// The page that Prometheus reads, where one is wanted.
-fn metrics_page(address: Option<SocketAddr>) -> Result<Option<Arc<PageListener>>> {
+pub(super) fn metrics_page(address: Option<SocketAddr>) -> Result<Option<Arc<PageListener>>> {
     Ok(address.map(PageListener::bind).transpose()?.map(Arc::new))
 }
 
-fn wire_metrics(supervisor: &Supervisor, threads: &Threads, page: Arc<PageListener>, sampler: Arc<Sampler>) {
+pub(super) fn wire_metrics(supervisor: &Supervisor, threads: &Threads, page: Arc<PageListener>, sampler: Arc<Sampler>) {
     let (address, mailbox) = Mailbox::<Metrics>::bounded(EDGE_MAILBOX);
     threads.keep(address);
     let factory = move || Metrics::new(page.clone(), sampler.clone());
@@ -594,12 +594,12 @@ fn wire_server(
 }
 
 /// What a node does on a signal, besides ending.
-struct Orders<C> {
+pub(super) struct Orders<C> {
     /// The status, as the control socket tells it.
-    status: Box<dyn Fn() -> serde_json::Value + Send>,
-    load: Arc<dyn Fn() -> Result<C, ConfigError> + Send + Sync>,
+    pub(super) status: Box<dyn Fn() -> serde_json::Value + Send>,
+    pub(super) load: Arc<dyn Fn() -> Result<C, ConfigError> + Send + Sync>,
     /// Takes of a good configuration what can be taken, and says what.
-    take: Box<dyn FnMut(C) + Send>,
+    pub(super) take: Box<dyn FnMut(C) + Send>,
 }
 
 impl<C: Send + 'static> Orders<C> {
@@ -713,9 +713,9 @@ fn wire_upnp(
 }
 
 /// The node's threads: the caller's runs the control plane, one of its own the data plane.
-struct Threads {
-    control: Arc<Executor<'static>>,
-    data: Arc<Executor<'static>>,
+pub(super) struct Threads {
+    pub(super) control: Arc<Executor<'static>>,
+    pub(super) data: Arc<Executor<'static>>,
     stop: Sender<()>,
     worker: std::thread::JoinHandle<()>,
     /// Caught from the start on: until then they would end the process.
@@ -725,7 +725,7 @@ struct Threads {
 }
 
 impl Threads {
-    fn start() -> Result<Self> {
+    pub(super) fn start() -> Result<Self> {
         let signals = NodeSignals::new().context("signals cannot be watched")?;
         let data = Arc::new(Executor::new());
         let (stop, stopped) = smol::channel::bounded::<()>(1);
@@ -742,7 +742,7 @@ impl Threads {
         Ok(Self { control: Arc::new(Executor::new()), data, stop, worker, signals, kept: std::sync::Mutex::default() })
     }
 
-    fn keep(&self, address: impl std::any::Any + Send) {
+    pub(super) fn keep(&self, address: impl std::any::Any + Send) {
         self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(Box::new(address));
     }
 
@@ -754,7 +754,7 @@ impl Threads {
     /// Runs the node until a signal, an [`Ending`] or the supervisor ends it; then stops every actor.
     ///
     /// `line` says in a few words how it is, for the service manager.
-    fn run<C: Send + 'static>(
+    pub(super) fn run<C: Send + 'static>(
         mut self,
         supervisor: &Supervisor,
         ends: &Receiver<Ending>,

@@ -9,7 +9,7 @@ use eps_actor::actors::{supervisor, system};
 use eps_actor::cli::args::{Arguments, ClientArguments, Command, SelftestCommand, ServerArguments};
 use eps_actor::cli::demo::{self, is_broken_pipe};
 use eps_actor::cli::{
-    check, completions, configure, install, man, members, netcheck, orders, paths, ping, selftest, status, why,
+    check, completions, configure, install, man, members, netcheck, orders, paths, ping, selftest, status, tunnel, why,
 };
 use eps_actor::config::{self, ConfigError};
 use eps_actor::config::{LogSettings, Role};
@@ -17,7 +17,15 @@ use eps_actor::logging;
 use log::LevelFilter;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // As multi_tun says it; see `cli::tunnel`.
+        Err(error) if error.use_stderr() && std::env::args_os().nth(1).is_some_and(|word| word == "tunnel") => {
+            let _ = error.print();
+            return ExitCode::from(tunnel::BAD_USAGE);
+        }
+        Err(error) => error.exit(),
+    };
     // Not locked: other threads of a node print, too.
     let mut out = io::stdout();
     let ended = run(arguments.command, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?));
@@ -64,6 +72,7 @@ fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
             start_node(config.log_level, &config.log, &config.warnings)?;
             system::run_client(config, load)?;
         }
+        Command::Tunnel(arguments) => return tunnel::run(*arguments),
         Command::Demo(_) => return demo::run(out),
         Command::Selftest(SelftestCommand::Nat(arguments)) => return selftest::nat(&arguments, out),
         Command::Check(arguments) => return Ok(check::run(&arguments, out, &mut io::stderr())?),

@@ -111,6 +111,15 @@ Examples:
   sudo eps-actor configure --from /etc/eps.conf
   sudo eps-actor configure --role server --port 43439 --network 10.20.0.0/24 --open=false --install")]
     Configure(ConfigureArguments),
+    /// Carry IP packets to one other machine by several paths at once, as multi_tun does
+    #[command(after_help = "\
+Examples:
+  server$ sudo eps-actor tunnel -l 10.42.42.1 -s 0.0.0.0 -p 5678
+  client$ sudo eps-actor tunnel -l 10.42.42.2 -c 192.168.123.2:192.168.123.1,10.0.0.2:10.0.0.1 -p 5678
+
+multi_tun's protocol is neither encrypted nor authenticated: whoever reaches the port takes part. --native is.
+Exit codes: 0 done, or no socket to be had (as multi_tun has it), 1 other trouble, 255 bad usage")]
+    Tunnel(Box<super::tunnel::TunnelArguments>),
     /// Write the manual pages into a directory
     #[command(hide = true, after_help = "Example: eps-actor man-pages /usr/local/share/man/man1")]
     ManPages(ManPagesArguments),
@@ -125,10 +134,10 @@ Example: eps-actor completions bash > /etc/bash_completion.d/eps-actor")]
 }
 
 impl Command {
-    /// The options that all commands have but `server` and `client`, whose configuration has them.
+    /// The options that all commands have but those that run a node, which have their own.
     pub fn common(&self) -> Option<&Common> {
         match self {
-            Self::Server(_) | Self::Client(_) => None,
+            Self::Server(_) | Self::Client(_) | Self::Tunnel(_) => None,
             Self::Demo(arguments) => Some(&arguments.common),
             Self::Selftest(SelftestCommand::Nat(arguments)) => Some(&arguments.common),
             Self::Status(arguments) => Some(&arguments.common),
@@ -489,7 +498,7 @@ pub struct Common {
     pub log_level: LevelFilter,
 }
 
-fn level(text: &str) -> Result<LevelFilter, String> {
+pub(super) fn level(text: &str) -> Result<LevelFilter, String> {
     match text {
         "error" | "warn" | "info" | "debug" | "trace" => text.parse().map_err(|_| "not a level".to_owned()),
         _ => Err("write error, warn, info, debug or trace".to_owned()),
@@ -552,6 +561,8 @@ mod tests {
             "configure --role client --from /etc/eps.conf --join= --yes",
             "configure --role server --open --output x.ron --install",
             "man-pages out",
+            "tunnel -l 10.42.42.1 -s 0.0.0.0 -p 5678",
+            "tunnel -l 10.42.42.2 -c 192.168.123.2:192.168.123.1,10.0.0.2:10.0.0.1 -p 5678",
             "inject-panic peer-table --role client",
         ] {
             let words = std::iter::once("eps-actor").chain(line.split_whitespace());

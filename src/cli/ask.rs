@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::args::{Socket, Target};
+use crate::config::tunnel::TUNNEL_CONTROL;
 use crate::config::{CLIENT_CONTROL, Role, SERVER_CONTROL};
 use crate::io::control_socket::{ControlError, request};
 
@@ -34,7 +35,7 @@ pub fn ask(target: &Target, question: &Value) -> anyhow::Result<Vec<Value>> {
     let (sockets, nobody) = match (&target.socket.control, target.role) {
         (Some(path), _) => return Ok(vec![request(path, question, PATIENCE)?]),
         (None, Some(role)) => return Ok(vec![ask_role(role, None, question)?]),
-        (None, None) => ([SERVER_CONTROL, CLIENT_CONTROL].map(PathBuf::from), NobodyAnswers::Neither),
+        (None, None) => ([SERVER_CONTROL, CLIENT_CONTROL, TUNNEL_CONTROL].map(PathBuf::from), NobodyAnswers::Neither),
     };
     ask_all(&sockets, question, nobody)
 }

@@ -23,6 +23,7 @@ pub fn run(arguments: &MembersArguments, out: &mut dyn Write) -> anyhow::Result<
         let field = match status {
             Status::Server(_) => "leases",
             Status::Client(_) => "peers",
+            Status::Tunnel(_) => anyhow::bail!(NO_MEMBERS),
         };
         writeln!(out, "{}", reply.get(field).unwrap_or(&json!([])))?;
         return Ok(());
@@ -30,9 +31,12 @@ pub fn run(arguments: &MembersArguments, out: &mut dyn Write) -> anyhow::Result<
     match status {
         Status::Server(status) => print_of_server(&status, unix_seconds(), out)?,
         Status::Client(status) => print_of_client(&status, out)?,
+        Status::Tunnel(_) => anyhow::bail!(NO_MEMBERS),
     }
     Ok(())
 }
+
+const NO_MEMBERS: &str = "what answers is a tunnel, which has no members; `eps-actor status` shows its paths";
 
 fn print_of_server(status: &ServerStatus, now_unix: u64, out: &mut dyn Write) -> io::Result<()> {
     if status.leases.is_empty() {

@@ -17,4 +17,6 @@ pub mod routes;
 pub mod selftest;
 pub mod status;
 pub mod table;
+pub mod tunnel;
+pub mod tunnel_status;
 pub mod why;

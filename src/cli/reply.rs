@@ -14,6 +14,7 @@ use serde_json::Value;
 pub enum Status {
     Client(ClientStatus),
     Server(ServerStatus),
+    Tunnel(TunnelStatus),
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -225,6 +226,53 @@ pub struct LeasePeer {
     pub rtt_ms: Option<f64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
+}
+
+/// A tunnel over several paths.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct TunnelStatus {
+    pub version: String,
+    pub uptime_seconds: f64,
+    pub node: TunnelNode,
+    pub paths: Vec<TunnelPath>,
+    pub counters: BTreeMap<String, f64>,
+    pub actors: Vec<Actor>,
+    pub events: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct TunnelNode {
+    /// `server` or `client`.
+    pub end: String,
+    /// `multi_tun` or `native`.
+    pub protocol: String,
+    pub addresses: Vec<String>,
+    pub device: Option<String>,
+    pub mtu: u64,
+    pub listen: Vec<String>,
+    pub port: u16,
+    pub session_age_seconds: Option<f64>,
+    pub suite: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct TunnelPath {
+    pub from: Option<String>,
+    pub to: Option<String>,
+    /// `up`, `silent`, `failing` or `waiting`.
+    pub state: String,
+    pub failure: Option<String>,
+    pub last_heard_seconds: Option<f64>,
+    pub rtt_ms: Option<f64>,
+    pub rx_datagrams: u64,
+    pub rx_bytes: u64,
+    pub duplicates: u64,
+    pub tx_datagrams: u64,
+    pub tx_bytes: u64,
+    pub tx_dropped: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -33,6 +33,7 @@ pub fn print(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     match status {
         Status::Client(status) => print_client(status, out),
         Status::Server(status) => print_server(status, out),
+        Status::Tunnel(status) => super::tunnel_status::print(status, out),
     }
 }
 
@@ -200,7 +201,7 @@ fn reaches(lease: &Lease) -> Option<String> {
     (!groups.is_empty()).then(|| groups.join(", "))
 }
 
-fn print_actors(actors: &[Actor], out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn print_actors(actors: &[Actor], out: &mut dyn Write) -> io::Result<()> {
     if actors.is_empty() {
         return Ok(());
     }
@@ -226,7 +227,11 @@ fn print_actors(actors: &[Actor], out: &mut dyn Write) -> io::Result<()> {
     table.write(out)
 }
 
-fn print_lines<T: AsRef<str>>(heading: &str, lines: impl Iterator<Item = T>, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn print_lines<T: AsRef<str>>(
+    heading: &str,
+    lines: impl Iterator<Item = T>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let mut lines = lines.peekable();
     if lines.peek().is_some() {
         writeln!(out, "\n{heading}:")?;
@@ -279,7 +284,7 @@ fn server_notes(status: &ServerStatus) -> Vec<String> {
     notes
 }
 
-fn actor_notes(actors: &[Actor]) -> impl Iterator<Item = String> {
+pub(super) fn actor_notes(actors: &[Actor]) -> impl Iterator<Item = String> {
     actors.iter().filter(|actor| actor.restarts > 0 || actor.state != "running").map(|actor| {
         let why = actor.last_stop.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         match (actor.state.as_str(), actor.restarts) {
@@ -301,7 +306,7 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
     }
 }
 
-fn age(version: &str, uptime: f64) -> String {
+pub(super) fn age(version: &str, uptime: f64) -> String {
     format!("version {version}, up {}", Seconds(uptime))
 }
 
@@ -309,7 +314,7 @@ fn named(what: &str, text: &str) -> Option<String> {
     (!text.is_empty()).then(|| format!("{what} {text}"))
 }
 
-fn joined<'a>(parts: impl IntoIterator<Item = Option<&'a str>>) -> String {
+pub(super) fn joined<'a>(parts: impl IntoIterator<Item = Option<&'a str>>) -> String {
     parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
@@ -322,7 +327,7 @@ fn count_as(number: u64, one: &str, many: &str) -> String {
 }
 
 /// Events shown; `--json` has all there are.
-const EVENTS: usize = 5;
+pub(super) const EVENTS: usize = 5;
 
 /// Peers named in one sentence; the table has all of them.
 const NAMES: usize = 5;

@@ -9,6 +9,7 @@ pub mod check;
 pub mod options;
 pub mod raw;
 pub mod render;
+pub mod tunnel;
 pub mod units;
 
 use std::fmt;

@@ -22,5 +22,6 @@ pub mod tap;
 pub mod tap_slot;
 pub mod tcp;
 pub mod tcp_dial;
+pub mod tun;
 pub mod udp;
 pub mod uplinks;

@@ -243,7 +243,7 @@ fn ask_for_offloads(device: BorrowedFd<'_>) -> Offloads {
     Offloads::default()
 }
 
-fn open_tun(name: &str) -> Result<OwnedFd, TapError> {
+pub(super) fn open_tun(name: &str) -> Result<OwnedFd, TapError> {
     let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: the path is a C string literal.
     let fd = unsafe { libc::open(c"/dev/net/tun".as_ptr(), flags) };
@@ -260,7 +260,7 @@ fn open_tun(name: &str) -> Result<OwnedFd, TapError> {
 }
 
 /// Any socket will do for interface ioctls; it decides the namespace.
-fn control_socket() -> io::Result<OwnedFd> {
+pub(super) fn control_socket() -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -272,7 +272,7 @@ fn control_socket() -> io::Result<OwnedFd> {
 
 /// # Safety
 /// `argument` must be what `request` reads and writes.
-unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
+pub(super) unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
     // SAFETY: the caller vouches for the argument, and it is borrowed exclusively.
     match unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(argument)) } {
         -1 => Err(io::Error::last_os_error()),
@@ -281,14 +281,14 @@ unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -
 }
 
 /// The kernel's own rules (`dev_valid_name`), and at most one `%`, in `%d`.
-fn is_interface_name(name: &str) -> bool {
+pub(super) fn is_interface_name(name: &str) -> bool {
     let plain = name.replacen("%d", "", 1);
     (1..libc::IFNAMSIZ).contains(&name.len())
         && !matches!(name, "." | "..")
         && !plain.contains(|c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_ascii_whitespace())
 }
 
-fn interface_request(name: &str) -> libc::ifreq {
+pub(super) fn interface_request(name: &str) -> libc::ifreq {
     // SAFETY: all zeroes is an ifreq.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     // The last byte stays zero: it ends the name.
@@ -298,13 +298,13 @@ fn interface_request(name: &str) -> libc::ifreq {
     request
 }
 
-fn interface_name(request: &libc::ifreq) -> String {
+pub(super) fn interface_name(request: &libc::ifreq) -> String {
     let bytes: Vec<u8> = request.ifr_name.iter().map(|c| *c as u8).take_while(|byte| *byte != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// 0 if there is no such interface here.
-fn interface_index(name: &str) -> u32 {
+pub(super) fn interface_index(name: &str) -> u32 {
     let Ok(name) = CString::new(name) else { return 0 };
     // SAFETY: the name is a C string.
     unsafe { libc::if_nametoindex(name.as_ptr()) }

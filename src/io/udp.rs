@@ -8,8 +8,10 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::policy::mark_underlay;
@@ -195,6 +197,15 @@ impl UdpUplink {
         let sent = self.send_one(to, bytes, None);
         allow_fragments(&self.socket, self.local_addr)?;
         sent
+    }
+
+    /// Waits until a full socket has room again, `limit` at the most; `false` if it has not.
+    ///
+    /// This blocks the thread: only for who would rather be late than lose something.
+    pub fn wait_writable(&self, limit: Duration) -> bool {
+        let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit))).is_ok_and(|ready| ready > 0)
     }
 
     fn send_one(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>) -> io::Result<()> {
@@ -408,7 +419,7 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
 mod tests {
     use super::super::poll::{self, Watch};
     use super::*;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     const BUFFER: usize = 1 << 20;
 
@@ -575,6 +586,29 @@ mod tests {
         assert!(text.contains(&first.local_addr().port().to_string()) && text.contains("choose another"), "{text}");
         let foreign = UdpUplink::bind(UplinkId::UDP4, "192.0.2.1:0".parse().expect("an address"), BUFFER);
         assert!(matches!(foreign, Err(BindError::NotOurAddress { .. })));
+    }
+
+    #[test]
+    fn a_full_socket_is_waited_for_until_it_has_room_and_no_longer_than_that() {
+        use super::super::netns::{Netns, can_make_networks};
+        if !can_make_networks() {
+            return;
+        }
+        let (a, b) = (Netns::new().expect("a namespace"), Netns::new().expect("a namespace"));
+        Netns::connect((&a, "eth0", "10.0.0.1/24"), (&b, "eth0", "10.0.0.2/24")).expect("a cable");
+        let from = a.run(|| UdpUplink::bind(UplinkId::UDP4, "10.0.0.1:0".parse().expect("an address"), 4096));
+        let from = from.expect("a socket");
+        assert!(from.wait_writable(Duration::ZERO), "there is room");
+        // Nobody has this address: what is sent waits for a neighbour, for a second or more.
+        let nobody = "10.0.0.9:9".parse().expect("an address");
+        let begun = Instant::now();
+        while !from.send(nobody, &[0; 1400], None).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            assert!(begun.elapsed() < Duration::from_secs(5), "the socket does not fill up");
+        }
+        let begun = Instant::now();
+        assert!(!from.wait_writable(Duration::from_millis(20)), "still full");
+        assert!(begun.elapsed() >= Duration::from_millis(20));
+        assert!(from.wait_writable(Duration::from_secs(20)), "the neighbour was given up, and there is room");
     }
 
     #[test]

@@ -14,5 +14,6 @@ pub mod server_link;
 pub mod store;
 pub mod tap_reader;
 pub mod tcp_dial;
+pub mod tunnel;
 pub mod uplink_keeper;
 pub mod upnp;

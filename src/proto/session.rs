@@ -166,6 +166,12 @@ impl Session {
         }
     }
 
+    /// Widens the replay window to `words` of 64 counters: on several paths it is the duplicate filter.
+    pub fn with_window(mut self, words: usize) -> Self {
+        self.replay = Mutex::new(ReplayWindow::new(words));
+        self
+    }
+
     /// Length of the datagram that carries `plain` bytes: padded to 16, but not beyond `limit` bytes of plaintext, so
     /// that padding never makes a datagram too long for its path.
     pub fn sealed_len(plain: usize, limit: usize) -> usize {

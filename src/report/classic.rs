@@ -20,9 +20,14 @@ pub fn lines(snapshot: &Snapshot) -> String {
     let mut line = |name: &str, value: &dyn std::fmt::Display| {
         writeln!(text, "{name} {value}").expect("a String takes all that is written");
     };
-    let is_client = matches!(snapshot.role, Role::Client(_));
+    let (role, is_client) = match snapshot.role {
+        Role::Client(_) => ("client", true),
+        Role::Server(_) => ("server", false),
+        // It has a device and direct paths, as a client.
+        Role::Tunnel(_) => ("tunnel", true),
+    };
     line("schema", &SCHEMA);
-    line("role", &if is_client { "client" } else { "server" });
+    line("role", &role);
     line("version", &env!("CARGO_PKG_VERSION"));
     line("time_unix", &snapshot.time.as_secs());
     line("start_time_unix", &snapshot.started.as_secs());

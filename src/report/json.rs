@@ -65,6 +65,7 @@ fn role(snapshot: &Snapshot) -> Map<String, Value> {
             "routing": part.routing,
             "peers": part.peers,
         }),
+        Role::Tunnel(part) => json!({ "role": "tunnel", "node": part.node, "paths": part.paths }),
         Role::Server(part) => {
             let network = part.network.as_ref();
             json!({

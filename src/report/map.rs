@@ -1,4 +1,4 @@
-//! A snapshot of a server as a map in DOT.
+//! A snapshot of a server, or of a tunnel, as a map in DOT.
 
 use std::time::Duration;
 
@@ -17,7 +17,11 @@ pub fn shape(snapshot: &Snapshot) -> Option<u64> {
 }
 
 fn topology(snapshot: &Snapshot) -> Option<Topology> {
-    let Role::Server(part) = &snapshot.role else { return None };
+    let part = match &snapshot.role {
+        Role::Server(part) => part,
+        Role::Tunnel(part) => return Some(super::tunnel::topology(part)),
+        Role::Client(_) => return None,
+    };
     let network = part.network.as_ref()?;
     let members = network.leases.iter().map(|lease| Member {
         name: lease.name.clone(),

@@ -13,6 +13,7 @@ pub mod prometheus;
 pub mod routes;
 pub mod snapshot;
 pub mod stats_text;
+pub mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

@@ -21,6 +21,7 @@ pub fn page(snapshot: &Snapshot) -> String {
     match &snapshot.role {
         Role::Client(part) => client(&mut page, part),
         Role::Server(part) => server(&mut page, part),
+        Role::Tunnel(part) => super::tunnel::samples(&mut page, part),
     }
     actors(&mut page, snapshot);
     page.text
@@ -30,6 +31,7 @@ fn node(page: &mut Page, snapshot: &Snapshot) {
     let (role, name) = match &snapshot.role {
         Role::Client(part) => ("client", part.node.name.as_str()),
         Role::Server(_) => ("server", "server"),
+        Role::Tunnel(part) => ("tunnel", part.node.end),
     };
     let labels = [("role", role), ("name", name), ("version", env!("CARGO_PKG_VERSION"))];
     page.gauge("eps_build_info", "What runs here; always 1.").sample(&labels, 1);
@@ -206,22 +208,22 @@ fn labels<'a>(members: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> 
 }
 
 #[derive(Default)]
-struct Page {
+pub(super) struct Page {
     text: String,
 }
 
 impl Page {
-    fn gauge(&mut self, name: &str, help: &'static str) -> Family<'_> {
+    pub(super) fn gauge(&mut self, name: &str, help: &'static str) -> Family<'_> {
         Family { page: self, name: name.to_owned(), kind: "gauge", help, begun: false }
     }
 
-    fn counter(&mut self, name: &str, help: &'static str) -> Family<'_> {
+    pub(super) fn counter(&mut self, name: &str, help: &'static str) -> Family<'_> {
         Family { page: self, name: name.to_owned(), kind: "counter", help, begun: false }
     }
 }
 
 /// The samples of a name, which stand together; their head comes with the first.
-struct Family<'p> {
+pub(super) struct Family<'p> {
     page: &'p mut Page,
     name: String,
     kind: &'static str,
@@ -230,13 +232,13 @@ struct Family<'p> {
 }
 
 impl Family<'_> {
-    fn sample(mut self, labels: &[(&str, &str)], value: impl Display) -> Self {
+    pub(super) fn sample(mut self, labels: &[(&str, &str)], value: impl Display) -> Self {
         self.write(labels, &value).expect("a String takes all that is written");
         self
     }
 
     /// Nothing where it is unknown.
-    fn known(self, labels: &[(&str, &str)], value: Option<f64>) -> Self {
+    pub(super) fn known(self, labels: &[(&str, &str)], value: Option<f64>) -> Self {
         match value {
             Some(value) => self.sample(labels, value),
             None => self,

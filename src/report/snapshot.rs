@@ -12,10 +12,12 @@ use serde::Serialize;
 
 use super::gateway::Gateway;
 use super::routes::Routing;
+use super::tunnel::TunnelPart;
 
 use crate::actors::client::ClientShared;
 use crate::actors::coordinator::ServerShared;
 use crate::actors::supervisor::{ActorStatus, Supervisor};
+use crate::actors::tunnel_system::TunnelShared;
 use crate::config::right_names;
 use crate::counters::Tally;
 use crate::ids::{PublicKey, UplinkId};
@@ -65,6 +67,7 @@ impl Window {
 pub enum Role {
     Client(Box<ClientPart>),
     Server(Box<ServerPart>),
+    Tunnel(Box<TunnelPart>),
 }
 
 #[derive(Debug, Clone)]
@@ -249,10 +252,11 @@ pub struct Sampler {
 pub enum Source {
     Client(Arc<ClientShared>),
     Server(Arc<ServerShared>),
+    Tunnel(Arc<TunnelShared>),
 }
 
 /// What the growth within a window is measured against.
-struct Base {
+pub(super) struct Base {
     at: Instant,
     totals: Tally,
     /// Bytes received and sent of members, and of their peers, by name.
@@ -273,6 +277,7 @@ impl Sampler {
         match &self.source {
             Source::Client(shared) => &shared.views.counters,
             Source::Server(shared) => &shared.counters,
+            Source::Tunnel(shared) => &shared.counters,
         }
     }
 
@@ -310,6 +315,10 @@ impl Sampler {
                 let part = Box::new(server(shared, base, length));
                 (shared.counters.tally(), shared.events.list(), Role::Server(part))
             }
+            Source::Tunnel(shared) => {
+                let part = Box::new(super::tunnel::part(shared, base, length, now));
+                (shared.counters.tally(), shared.events.list(), Role::Tunnel(part))
+            }
         };
         Snapshot {
             time: unix(),
@@ -325,12 +334,23 @@ impl Sampler {
 }
 
 impl Base {
+    /// Bytes received and sent of a member, or of a tunnel's path.
+    pub(super) fn member(&self, name: &str) -> Option<(u64, u64)> {
+        self.members.get(name).copied()
+    }
+
     fn of(snapshot: &Snapshot, at: Instant) -> Self {
         let leases = match &snapshot.role {
             Role::Server(part) => part.network.iter().flat_map(|network| &network.leases).collect(),
-            Role::Client(_) => Vec::new(),
+            Role::Client(_) | Role::Tunnel(_) => Vec::new(),
         };
-        let members = leases.iter().map(|lease| (lease.name.clone(), (lease.rx_bytes, lease.tx_bytes))).collect();
+        let paths = match &snapshot.role {
+            Role::Tunnel(part) => part.paths.as_slice(),
+            Role::Client(_) | Role::Server(_) => &[],
+        };
+        let paths = paths.iter().map(|path| (path.name(), (path.rx_bytes, path.tx_bytes)));
+        let members = leases.iter().map(|lease| (lease.name.clone(), (lease.rx_bytes, lease.tx_bytes)));
+        let members = members.chain(paths).collect();
         let pairs = leases
             .iter()
             .flat_map(|lease| lease.peers.iter().map(|peer| (lease.name.clone(), peer)))
@@ -487,7 +507,7 @@ fn state_word(state: PeerState) -> &'static str {
     }
 }
 
-fn suite_word(suite: Suite) -> &'static str {
+pub(super) fn suite_word(suite: Suite) -> &'static str {
     match suite {
         Suite::Aes256Gcm => "AES-256-GCM",
         Suite::ChaCha20Poly1305 => "ChaCha20-Poly1305",

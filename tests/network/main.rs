@@ -29,6 +29,7 @@ mod readme;
 mod routes;
 mod secrecy;
 mod setup;
+mod tunnel;
 #[path = "../shared/turn.rs"]
 mod turn;
 mod upnp;

@@ -332,6 +332,7 @@ impl Node {
         match Status::read(&reply)? {
             Status::Client(status) => Ok(Some(status)),
             Status::Server(_) => bail!("{} is a server", self.name),
+            Status::Tunnel(_) => bail!("{} is a tunnel", self.name),
         }
     }
 
@@ -340,6 +341,7 @@ impl Node {
         match Status::read(&self.control(&json!({"command": "status"}))?)? {
             Status::Server(status) => Ok(status),
             Status::Client(_) => bail!("{} is a client", self.name),
+            Status::Tunnel(_) => bail!("{} is a tunnel", self.name),
         }
     }
 
