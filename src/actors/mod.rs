@@ -2,6 +2,10 @@
 
 pub mod changes;
 pub mod client;
+pub mod cloud;
+pub mod cloud_path;
+pub mod cloud_system;
+pub mod cloud_tap;
 pub mod control;
 pub mod coordinator;
 pub mod datapath;

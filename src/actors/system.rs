@@ -74,7 +74,7 @@ use crate::wire::join::{HostPort, fingerprint};
 use crate::wire::natpmp::Transport;
 
 /// Messages a control actor's mailbox holds; above it, casts are refused and counted.
-const MAILBOX: usize = 1024;
+pub(super) const MAILBOX: usize = 1024;
 /// Messages of an edge actor, which gets few.
 pub(super) const EDGE_MAILBOX: usize = 64;
 /// Socket buffers asked for: a burst of 64 KiB super-frames must fit several times.
@@ -713,7 +713,7 @@ fn wire_upnp(
 }
 
 /// The node's threads: the caller's runs the control plane, one of its own the data plane.
-pub(super) struct Threads {
+pub struct Threads {
     pub(super) control: Arc<Executor<'static>>,
     pub(super) data: Arc<Executor<'static>>,
     stop: Sender<()>,

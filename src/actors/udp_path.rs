@@ -1,4 +1,4 @@
-//! UdpPath: the reading end of one UDP socket, at a client or a server.
+//! UdpPath: the reading end of one UDP socket, at a client, a server or an ethcloud.
 //!
 //! Datagrams go from here to the TAP, or through the relay back to a socket, by direct calls. A restart loses one
 //! batch at the most: the socket is held by the system's wiring.
@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use futures_lite::future;
 use xtra::{Actor, Mailbox};
 
+use super::cloud_path::CloudIngress;
 use super::datapath::{HintBudget, Ingress};
 use super::ext::{Caster, Service, StopReason};
 use super::observer::Observer;
@@ -32,6 +33,7 @@ use crate::wire::observe::OBSERVE;
 pub enum Reception {
     Client(Box<Ingress>),
     Server(Box<ServerIngress>),
+    Cloud(Box<CloudIngress>),
 }
 
 /// The way of a datagram at the server: relayed at once, or to the coordinator.
@@ -181,6 +183,10 @@ impl UdpPath {
                     ingress.train(uplink, &train, arena, now);
                 }
                 ingress.finish();
+            }
+            Reception::Cloud(ingress) => {
+                let (arena, trains) = self.batch.trains();
+                ingress.batch(arena, trains, now);
             }
         }
         Ok(())

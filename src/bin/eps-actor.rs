@@ -1,11 +1,13 @@
 //! `eps-actor`: reads its arguments, sets up the log, does what is asked, and turns the outcome into an exit code.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use eps_actor::actors::{supervisor, system};
+use eps_actor::actors::{cloud_system, supervisor, system};
 use eps_actor::cli::args::{Arguments, ClientArguments, Command, SelftestCommand, ServerArguments};
 use eps_actor::cli::demo::{self, is_broken_pipe};
 use eps_actor::cli::{
@@ -17,10 +19,12 @@ use eps_actor::logging;
 use log::LevelFilter;
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let words = words();
+    let is_tunnel = words.get(1).is_some_and(|word| word == "tunnel");
+    let arguments = match Arguments::try_parse_from(words) {
         Ok(arguments) => arguments,
         // As multi_tun says it; see `cli::tunnel`.
-        Err(error) if error.use_stderr() && std::env::args_os().nth(1).is_some_and(|word| word == "tunnel") => {
+        Err(error) if error.use_stderr() && is_tunnel => {
             let _ = error.print();
             return ExitCode::from(tunnel::BAD_USAGE);
         }
@@ -45,6 +49,15 @@ fn main() -> ExitCode {
             ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
         }
     }
+}
+
+/// The command line. Called by the name of the program whose part it plays, it needs no word for that.
+fn words() -> Vec<OsString> {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if words.first().is_some_and(|name| Path::new(name).file_name() == Some("ethcloud".as_ref())) {
+        words.insert(1, "cloud".into());
+    }
+    words
 }
 
 fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
@@ -73,6 +86,10 @@ fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
             system::run_client(config, load)?;
         }
         Command::Tunnel(arguments) => return tunnel::run(*arguments),
+        Command::Cloud(options) => {
+            start_node(options.level(), &LogSettings::default(), &[])?;
+            cloud_system::run_cloud(options)?;
+        }
         Command::Demo(_) => return demo::run(out),
         Command::Selftest(SelftestCommand::Nat(arguments)) => return selftest::nat(&arguments, out),
         Command::Check(arguments) => return Ok(check::run(&arguments, out, &mut io::stderr())?),

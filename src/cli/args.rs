@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
+use crate::config::cloud::CloudOptions;
 use crate::config::{ClientOptions, Expiry, Role, ServerOptions};
 use crate::proto::multipath::Mode;
 
@@ -42,6 +43,13 @@ Examples:
   sudo eps-actor client --join-file invitation.txt
   sudo eps-actor client                    once this machine is a member")]
     Client(ClientArguments),
+    /// Be one end of an ethcloud: a layer-2 network of peers that know one token, unencrypted
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor cloud -t 134 -l 0.0.0.0:3210
+  sudo eps-actor cloud -t 134 -c cloud.example.org:3210,192.0.2.7:3210
+The device comes up with: ip address add 10.8.0.1/24 dev ethcloud0; ip link set ethcloud0 up")]
+    Cloud(CloudOptions),
     /// Show a server and three clients behind two NATs on this machine, in namespaces, and clean up
     #[command(after_help = "Example: sudo eps-actor demo")]
     Demo(DemoArguments),
@@ -98,7 +106,7 @@ Exit codes: 0 UDP was answered, 1 it was not, 2 bad usage")]
     /// Look for everything that is wrong with a configuration file
     #[command(after_help = "Example: eps-actor check --config /etc/eps-actor/server.ron")]
     Check(CheckArguments),
-    /// Print the map of the network in Graphviz's DOT; at the server
+    /// Print the map of the network in Graphviz's DOT; at the server, or at one end of a cloud
     #[command(after_help = "\
 Examples:
   sudo eps-actor map --svg map.svg
@@ -137,7 +145,7 @@ impl Command {
     /// The options that all commands have but those that run a node, which have their own.
     pub fn common(&self) -> Option<&Common> {
         match self {
-            Self::Server(_) | Self::Client(_) | Self::Tunnel(_) => None,
+            Self::Server(_) | Self::Client(_) | Self::Cloud(_) | Self::Tunnel(_) => None,
             Self::Demo(arguments) => Some(&arguments.common),
             Self::Selftest(SelftestCommand::Nat(arguments)) => Some(&arguments.common),
             Self::Status(arguments) => Some(&arguments.common),
@@ -444,6 +452,9 @@ pub struct MapArguments {
     /// Draw the map to this file as SVG, with Graphviz's program dot, which has to be installed
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// Ask the server or the cloud, where both run [default: whichever runs]
+    #[arg(long)]
+    pub role: Option<Asked>,
     #[command(flatten)]
     pub socket: Socket,
     #[command(flatten)]
@@ -475,11 +486,28 @@ pub struct InjectPanicArguments {
 /// Which of the processes on this machine to speak to.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
-    /// Ask the server or the client, where both run [default: whichever runs]
+    /// Ask the server, the client or the cloud, where several run [default: whichever run]
     #[arg(long)]
-    pub role: Option<Role>,
+    pub role: Option<Asked>,
     #[command(flatten)]
     pub socket: Socket,
+}
+
+/// Whom to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Asked {
+    Server,
+    Client,
+    Cloud,
+}
+
+impl From<Role> for Asked {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Server => Self::Server,
+            Role::Client => Self::Client,
+        }
+    }
 }
 
 /// The socket to speak to, where it is not the role's default.
@@ -539,6 +567,10 @@ mod tests {
             "server --conf x.ron --scorecard --log --sequential --port 1",
             "server --log=/x --scorecard /var/log/eps_server.stats --port 12545 --network 192.168.99.0/24",
             "client --conf x.ron --scorecard /var/log/eps_client.stats --port 12345 --server 10.0.1.1",
+            "cloud",
+            "cloud -d ethcloud%d -l 0.0.0.0:3210 -t 0 -c a:1,b:2 -c c --peer-timeout 1800 --mac-timeout 300 -v",
+            "status --role cloud",
+            "map --role cloud",
             "demo",
             "selftest nat --kinds port,hard --json",
             "status --json --role client",

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::args::{Socket, Target};
+use super::args::{Asked, Socket, Target};
+use crate::config::cloud::CLOUD_CONTROL;
 use crate::config::tunnel::TUNNEL_CONTROL;
-use crate::config::{CLIENT_CONTROL, Role, SERVER_CONTROL};
+use crate::config::{CLIENT_CONTROL, SERVER_CONTROL};
 use crate::io::control_socket::{ControlError, request};
 
 /// Nothing to ask is running.
@@ -26,6 +27,8 @@ pub enum NobodyAnswers {
         "no client is running on this machine: start it with `eps-actor client`, or name its socket with --control"
     )]
     NoClient,
+    #[error("no cloud is running on this machine: start it with `eps-actor cloud`, or name its socket with --control")]
+    NoCloud,
 }
 
 /// Asks whichever processes `target` means; at least one answer, the server's first.
@@ -35,19 +38,23 @@ pub fn ask(target: &Target, question: &Value) -> anyhow::Result<Vec<Value>> {
     let (sockets, nobody) = match (&target.socket.control, target.role) {
         (Some(path), _) => return Ok(vec![request(path, question, PATIENCE)?]),
         (None, Some(role)) => return Ok(vec![ask_role(role, None, question)?]),
-        (None, None) => ([SERVER_CONTROL, CLIENT_CONTROL, TUNNEL_CONTROL].map(PathBuf::from), NobodyAnswers::Neither),
+        (None, None) => {
+            let all = [SERVER_CONTROL, CLIENT_CONTROL, CLOUD_CONTROL, TUNNEL_CONTROL];
+            (all.map(PathBuf::from), NobodyAnswers::Neither)
+        }
     };
     ask_all(&sockets, question, nobody)
 }
 
 /// Asks the process of one role.
-pub fn ask_role(role: Role, socket: Option<&Socket>, question: &Value) -> anyhow::Result<Value> {
+pub fn ask_role(role: impl Into<Asked>, socket: Option<&Socket>, question: &Value) -> anyhow::Result<Value> {
     if let Some(path) = socket.and_then(|socket| socket.control.as_ref()) {
         return Ok(request(path, question, PATIENCE)?);
     }
-    let (path, nobody) = match role {
-        Role::Server => (SERVER_CONTROL, NobodyAnswers::NoServer),
-        Role::Client => (CLIENT_CONTROL, NobodyAnswers::NoClient),
+    let (path, nobody) = match role.into() {
+        Asked::Server => (SERVER_CONTROL, NobodyAnswers::NoServer),
+        Asked::Client => (CLIENT_CONTROL, NobodyAnswers::NoClient),
+        Asked::Cloud => (CLOUD_CONTROL, NobodyAnswers::NoCloud),
     };
     match request(Path::new(path), question, PATIENCE) {
         Err(ControlError::NotRunning { .. }) => Err(nobody.into()),
@@ -135,6 +142,6 @@ pub(super) mod tests {
         assert!(error.contains("x.sock"), "{error}");
         stand_in(&place.path().join("x.sock"), json!({"error": "not at a client", "more": 1}));
         assert_eq!(ask(&target, &json!({})).expect("an answer").len(), 1);
-        assert!(ask_role(Role::Server, Some(&socket), &json!({})).is_ok());
+        assert!(ask_role(Asked::Server, Some(&socket), &json!({})).is_ok());
     }
 }

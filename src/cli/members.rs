@@ -9,6 +9,7 @@ use super::args::MembersArguments;
 use super::ask::ask;
 use super::reply::{ClientStatus, Lease, ServerStatus, Status};
 use super::routes::cell;
+use super::status::print_cloud_peers;
 use super::table::Column::Left;
 use super::table::Table;
 use crate::scaled::Seconds;
@@ -22,8 +23,8 @@ pub fn run(arguments: &MembersArguments, out: &mut dyn Write) -> anyhow::Result<
     if arguments.json {
         let field = match status {
             Status::Server(_) => "leases",
-            Status::Client(_) => "peers",
             Status::Tunnel(_) => anyhow::bail!(NO_MEMBERS),
+            Status::Client(_) | Status::Cloud(_) => "peers",
         };
         writeln!(out, "{}", reply.get(field).unwrap_or(&json!([])))?;
         return Ok(());
@@ -32,6 +33,7 @@ pub fn run(arguments: &MembersArguments, out: &mut dyn Write) -> anyhow::Result<
         Status::Server(status) => print_of_server(&status, unix_seconds(), out)?,
         Status::Client(status) => print_of_client(&status, out)?,
         Status::Tunnel(_) => anyhow::bail!(NO_MEMBERS),
+        Status::Cloud(status) => print_cloud_peers(&status.peers, out)?,
     }
     Ok(())
 }

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 #[cfg(any(debug_assertions, feature = "fault-injection"))]
 use super::args::InjectPanicArguments;
-use super::args::{InviteArguments, KickArguments, LeaveArguments, MapArguments};
-use super::ask::ask_role;
+use super::args::{Asked, InviteArguments, KickArguments, LeaveArguments, MapArguments};
+use super::ask::{NobodyAnswers, ask_role};
 use crate::config::Role;
 use crate::io::files::write_atomic;
 use crate::scaled::Seconds;
@@ -53,7 +53,16 @@ pub fn leave(arguments: &LeaveArguments, out: &mut dyn Write) -> anyhow::Result<
 
 /// Prints the map of the network in DOT, or draws it.
 pub fn map(arguments: &MapArguments, out: &mut dyn Write) -> anyhow::Result<()> {
-    let reply = ask_role(Role::Server, Some(&arguments.socket), &json!({"command": "map"}))?;
+    let question = json!({"command": "map"});
+    let reply = match arguments.role {
+        Some(role) => ask_role(role, Some(&arguments.socket), &question)?,
+        // A cloud where no server runs.
+        None => ask_role(Role::Server, Some(&arguments.socket), &question).or_else(|error| {
+            let no_server = matches!(error.downcast_ref(), Some(NobodyAnswers::NoServer));
+            let cloud = no_server.then(|| ask_role(Asked::Cloud, None, &question).ok()).flatten();
+            cloud.ok_or(error)
+        })?,
+    };
     let map = text(&reply, "dot")?.trim_end();
     match &arguments.svg {
         None => writeln!(out, "{map}")?,

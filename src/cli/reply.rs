@@ -15,6 +15,7 @@ pub enum Status {
     Client(ClientStatus),
     Server(ServerStatus),
     Tunnel(TunnelStatus),
+    Cloud(CloudStatus),
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -284,6 +285,51 @@ pub struct Actor {
     pub last_stop: Option<String>,
     pub mailbox: String,
     pub policy: String,
+}
+
+/// One end of an ethcloud.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct CloudStatus {
+    pub version: String,
+    pub uptime_seconds: f64,
+    pub node: CloudNode,
+    pub peers: Vec<CloudPeer>,
+    pub stations: Vec<CloudStation>,
+    pub counters: BTreeMap<String, f64>,
+    pub actors: Vec<Actor>,
+    pub events: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct CloudNode {
+    pub device: Option<String>,
+    pub listen: Vec<String>,
+    pub connect: Vec<String>,
+    pub peer_timeout_seconds: u64,
+    pub mac_timeout_seconds: u64,
+    pub stations: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct CloudPeer {
+    pub address: String,
+    pub connected_seconds: f64,
+    pub last_heard_seconds: Option<f64>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub stations: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct CloudStation {
+    pub mac: String,
+    pub vlan: u16,
+    pub peer: String,
+    pub last_seen_seconds: f64,
 }
 
 impl Status {

@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::args::StatusArguments;
 use super::ask::ask;
-use super::reply::{Actor, ClientStatus, Gateway, Nat, Lease, Peer, PortMapping, ServerStatus, Status};
+use super::reply::{
+    Actor, ClientStatus, CloudPeer, CloudStatus, Gateway, Lease, Nat, Peer, PortMapping, ServerStatus, Status,
+};
 use super::table::Column::{Left, Right};
 use super::table::Table;
 use crate::scaled::{Bytes, Millis, Seconds};
@@ -34,6 +36,7 @@ pub fn print(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         Status::Client(status) => print_client(status, out),
         Status::Server(status) => print_server(status, out),
         Status::Tunnel(status) => super::tunnel_status::print(status, out),
+        Status::Cloud(status) => print_cloud(status, out),
     }
 }
 
@@ -158,6 +161,50 @@ fn print_server(status: &ServerStatus, out: &mut dyn Write) -> io::Result<()> {
     print_actors(&status.actors, out)?;
     print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;
     print_lines("health", server_notes(status).iter(), out)
+}
+
+fn print_cloud(status: &CloudStatus, out: &mut dyn Write) -> io::Result<()> {
+    let node = &status.node;
+    let device = node.device.as_deref().unwrap_or("no device");
+    writeln!(out, "cloud {device}: listening on {}", node.listen.join(" and "))?;
+    let peers = count(status.peers.len() as u64, "peer");
+    let stations = count(node.stations, "station");
+    let timeouts = format!("peers kept {} s, stations {} s", node.peer_timeout_seconds, node.mac_timeout_seconds);
+    let age = age(&status.version, status.uptime_seconds);
+    writeln!(out, "  {}", joined([Some(peers.as_str()), Some(&stations), Some(&timeouts), Some(&age)]))?;
+    print_cloud_peers(&status.peers, out)?;
+    print_actors(&status.actors, out)?;
+    print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;
+    let mut notes = Vec::new();
+    if status.peers.is_empty() && !node.connect.is_empty() {
+        notes.push(format!("nobody answers at {}", node.connect.join(", ")));
+    }
+    if node.device.is_none() {
+        notes.push("the network device is missing: nothing can be sent or received".to_owned());
+    }
+    notes.extend(actor_notes(&status.actors));
+    print_lines("health", notes.iter(), out)
+}
+
+/// The peers of one end of a cloud.
+pub(super) fn print_cloud_peers(peers: &[CloudPeer], out: &mut dyn Write) -> io::Result<()> {
+    if peers.is_empty() {
+        return writeln!(out, "\nno peer yet");
+    }
+    writeln!(out)?;
+    let columns = [Left("peer"), Right("connected"), Right("last heard"), Right("stations"), Right("in"), Right("out")];
+    let mut table = Table::new(columns);
+    for peer in peers {
+        table.row(vec![
+            Some(peer.address.clone()),
+            Some(Seconds(peer.connected_seconds).to_string()),
+            peer.last_heard_seconds.map(|seconds| format!("{} ago", Seconds(seconds))),
+            Some(peer.stations.to_string()),
+            Some(Bytes(peer.rx_bytes).to_string()),
+            Some(Bytes(peer.tx_bytes).to_string()),
+        ]);
+    }
+    table.write(out)
 }
 
 fn print_leases(leases: &[Lease], out: &mut dyn Write) -> io::Result<()> {

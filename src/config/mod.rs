@@ -6,6 +6,7 @@
 //! Nothing here changes the machine; it reads the file, the join file and the host name.
 
 pub mod check;
+pub mod cloud;
 pub mod options;
 pub mod raw;
 pub mod render;

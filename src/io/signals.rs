@@ -30,7 +30,7 @@ impl StopSignals {
 /// What a node is asked for by a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
-    /// SIGINT or SIGTERM, by name.
+    /// SIGINT, SIGTERM or SIGQUIT, by name.
     Stop(&'static str),
     /// SIGHUP: read the configuration again, open the log anew.
     Reload,
@@ -45,13 +45,14 @@ pub struct NodeSignals(Signals);
 impl NodeSignals {
     /// Starts to catch the signals; until then they end the process.
     pub fn new() -> io::Result<Self> {
-        Signals::new([Signal::Int, Signal::Term, Signal::Hup, Signal::Usr1]).map(Self)
+        Signals::new([Signal::Int, Signal::Term, Signal::Quit, Signal::Hup, Signal::Usr1]).map(Self)
     }
 
     /// Waits for the next one. Safe to drop.
     pub async fn next(&mut self) -> io::Result<Asked> {
         match self.0.next().await {
             Some(Ok(Signal::Int)) => Ok(Asked::Stop("SIGINT")),
+            Some(Ok(Signal::Quit)) => Ok(Asked::Stop("SIGQUIT")),
             Some(Ok(Signal::Hup)) => Ok(Asked::Reload),
             Some(Ok(Signal::Usr1)) => Ok(Asked::Status),
             Some(Ok(_)) => Ok(Asked::Stop("SIGTERM")),

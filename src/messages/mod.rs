@@ -3,6 +3,7 @@
 //! Commands are imperative, notices past tense. Each carries state and not change, so that it may be lost, repeated or
 //! late. Nothing here is proportional to frames.
 
+pub mod cloud;
 pub mod coordinator;
 pub mod mac_learning;
 pub mod neighbours;

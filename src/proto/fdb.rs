@@ -39,6 +39,8 @@ pub struct Fdb {
     learned: Arc<Learned>,
     /// Learned stations by peer; none are zero.
     per_peer: BTreeMap<PeerIdx, usize>,
+    /// How long a station stays without a frame from it.
+    age: Duration,
     /// No entry ages before. Marks only move forwards, so this may be early and is never late.
     next_aging_at: Option<Instant>,
     events: VecDeque<Event>,
@@ -59,7 +61,7 @@ pub enum Event {
     Learned(Sighting),
     /// It is behind another peer than before.
     Moved { to: Sighting, from: PeerIdx },
-    /// Nothing was heard of it for [`STATION_AGE`].
+    /// Nothing was heard of it for the table's age.
     Aged(Sighting),
     /// Its peer was forgotten, or its address turned out to be a member's.
     Forgotten(Sighting),
@@ -90,9 +92,16 @@ impl Fdb {
             stations: BTreeMap::new(),
             learned: Arc::default(),
             per_peer: BTreeMap::new(),
+            age: STATION_AGE,
             next_aging_at: None,
             events: VecDeque::new(),
         }
+    }
+
+    /// Another age than [`STATION_AGE`], for a table that is new.
+    #[must_use]
+    pub fn with_age(self, age: Duration) -> Self {
+        Self { age, ..self }
     }
 
     /// Makes a table out of the last view of one that is gone. Marks go on.
@@ -146,7 +155,7 @@ impl Fdb {
         }
         let at_ms = Arc::new(AtomicU64::new(millis_since(self.epoch, now)));
         self.insert(vlan, mac, Seen { peer, at_ms });
-        let ages_at = now + STATION_AGE;
+        let ages_at = now + self.age;
         self.next_aging_at = Some(self.next_aging_at.map_or(ages_at, |at| at.min(ages_at)));
         self.note(match from {
             Some(from) => Event::Moved { to: sighting, from },
@@ -167,7 +176,7 @@ impl Fdb {
         self.next_aging_at
     }
 
-    /// Drops the stations that were silent for [`STATION_AGE`].
+    /// Drops the stations that were silent for the table's age.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.next_aging_at.is_none_or(|at| now < at) {
             return;
@@ -175,7 +184,7 @@ impl Fdb {
         let mut aged = Vec::new();
         let mut earliest: Option<Instant> = None;
         for ((vlan, mac), seen) in &self.stations {
-            let ages_at = self.epoch + Duration::from_millis(seen.at_ms.load(Relaxed)) + STATION_AGE;
+            let ages_at = self.epoch + Duration::from_millis(seen.at_ms.load(Relaxed)) + self.age;
             if ages_at <= now {
                 aged.push(Sighting { vlan: *vlan, mac: *mac, peer: seen.peer });
             } else {

@@ -4,6 +4,7 @@ pub mod asking;
 pub mod backoff;
 pub mod changes;
 pub mod clock;
+pub mod cloud;
 pub mod coalesce;
 pub mod cookie;
 pub mod coordinator;

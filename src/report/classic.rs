@@ -25,6 +25,7 @@ pub fn lines(snapshot: &Snapshot) -> String {
         Role::Server(_) => ("server", false),
         // It has a device and direct paths, as a client.
         Role::Tunnel(_) => ("tunnel", true),
+        Role::Cloud(_) => ("cloud", true),
     };
     line("schema", &SCHEMA);
     line("role", &role);

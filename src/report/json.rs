@@ -79,6 +79,12 @@ fn role(snapshot: &Snapshot) -> Map<String, Value> {
                 "leases": network.map(|network| &network.leases),
             })
         }
+        Role::Cloud(part) => json!({
+            "role": "cloud",
+            "node": part.node,
+            "peers": part.peers,
+            "stations": part.stations,
+        }),
     };
     match fields {
         Value::Object(fields) => fields,

@@ -1,18 +1,25 @@
-//! A snapshot of a server, or of a tunnel, as a map in DOT.
+//! A snapshot of a server, of a tunnel, or of one end of an ethcloud, as a map in DOT.
 
 use std::time::Duration;
 
+use super::cloud;
 use super::json::time;
 use super::snapshot::{Role, Snapshot};
 use crate::proto::topology::{self, Link, LinkKind, Member, Topology};
 
 /// The map; empty at a client, and before the coordinator has read its store.
 pub fn dot(snapshot: &Snapshot) -> String {
+    if let Role::Cloud(part) = &snapshot.role {
+        return cloud::dot(part, &time(snapshot));
+    }
     topology(snapshot).map(|topology| topology::dot(&topology, &time(snapshot))).unwrap_or_default()
 }
 
 /// What changes when the network does; `None` while there is nothing to draw.
 pub fn shape(snapshot: &Snapshot) -> Option<u64> {
+    if let Role::Cloud(part) = &snapshot.role {
+        return Some(cloud::shape(part));
+    }
     topology(snapshot).map(|topology| topology::shape(&topology))
 }
 
@@ -20,7 +27,7 @@ fn topology(snapshot: &Snapshot) -> Option<Topology> {
     let part = match &snapshot.role {
         Role::Server(part) => part,
         Role::Tunnel(part) => return Some(super::tunnel::topology(part)),
-        Role::Client(_) => return None,
+        Role::Client(_) | Role::Cloud(_) => return None,
     };
     let network = part.network.as_ref()?;
     let members = network.leases.iter().map(|lease| Member {

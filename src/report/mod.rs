@@ -6,6 +6,7 @@
 //! restarted. Unknown is null or absent, never 0; counters only grow; times are seconds.
 
 pub mod classic;
+pub mod cloud;
 pub mod gateway;
 pub mod json;
 pub mod map;
@@ -152,7 +153,7 @@ pub fn answer_server(
 }
 
 /// The scorecard: as JSON if nothing else is asked for; with `"format": "all"` every output there is, of one snapshot.
-fn outputs(request: &Value, sampler: &Sampler) -> Result<Value, String> {
+pub(crate) fn outputs(request: &Value, sampler: &Sampler) -> Result<Value, String> {
     let snapshot = sampler.take(Instant::now());
     let text = |format| json!({ "text": scorecard(&snapshot, format) });
     match request["format"].as_str() {
@@ -182,14 +183,14 @@ pub fn scorecard(snapshot: &Snapshot, format: ScorecardFormat) -> String {
     }
 }
 
-fn unknown(command: Option<&str>, role: &str) -> String {
+pub(crate) fn unknown(command: Option<&str>, role: &str) -> String {
     match command {
         Some(command) => format!("{command:?} is nothing a {role} can be asked"),
         None => "the request names no command".into(),
     }
 }
 
-fn inject(request: &Value, supervisor: &Supervisor) -> Result<Value, String> {
+pub(crate) fn inject(request: &Value, supervisor: &Supervisor) -> Result<Value, String> {
     #[cfg(any(debug_assertions, feature = "fault-injection"))]
     {
         let actor = request["actor"].as_str().ok_or("inject_panic: which actor?")?;

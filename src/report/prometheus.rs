@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 
+use super::cloud::CloudPart;
 use super::snapshot::{ClientPart, PEER_STATES, Role, ServerPart, Snapshot};
 use super::stats_text::Sums;
 use crate::counters::DropReason;
@@ -22,6 +23,7 @@ pub fn page(snapshot: &Snapshot) -> String {
         Role::Client(part) => client(&mut page, part),
         Role::Server(part) => server(&mut page, part),
         Role::Tunnel(part) => super::tunnel::samples(&mut page, part),
+        Role::Cloud(part) => cloud(&mut page, part),
     }
     actors(&mut page, snapshot);
     page.text
@@ -32,6 +34,7 @@ fn node(page: &mut Page, snapshot: &Snapshot) {
         Role::Client(part) => ("client", part.node.name.as_str()),
         Role::Server(_) => ("server", "server"),
         Role::Tunnel(part) => ("tunnel", part.node.end),
+        Role::Cloud(part) => ("cloud", part.node.device.as_deref().unwrap_or_default()),
     };
     let labels = [("role", role), ("name", name), ("version", env!("CARGO_PKG_VERSION"))];
     page.gauge("eps_build_info", "What runs here; always 1.").sample(&labels, 1);
@@ -57,7 +60,7 @@ fn traffic(page: &mut Page, snapshot: &Snapshot) {
         .sample(&[("dir", "rx")], totals.udp_rx_datagrams)
         .sample(&[("dir", "tx")], totals.udp_tx_datagrams)
         .sample(&[("dir", "forwarded")], totals.relayed_datagrams);
-    if matches!(snapshot.role, Role::Client(_)) {
+    if matches!(snapshot.role, Role::Client(_) | Role::Cloud(_)) {
         let ways = [
             ("relay", "rx", sums.received),
             ("relay", "tx", sums.sent),
@@ -185,6 +188,25 @@ fn server(page: &mut Page, part: &ServerPart) {
             let count = member.peers.iter().filter(|peer| peer.path == way).count();
             links = links.sample(&[label, ("way", way)], count);
         }
+    }
+}
+
+fn cloud(page: &mut Page, part: &CloudPart) {
+    page.gauge("eps_mac_entries", "Stations in the forwarding database.").sample(&[], part.node.stations);
+    page.gauge("eps_peers", "Other members by how they are reached.").sample(&[("state", "direct")], part.peers.len());
+    let mut heard = page.gauge("eps_peer_last_proof_seconds", "How long ago the peer last proved to be there.");
+    for peer in &part.peers {
+        heard = heard.known(&[("peer", &peer.address)], peer.last_heard_seconds);
+    }
+    let mut bytes = page.counter("eps_peer_bytes_total", "Bytes of frames from (rx) and to (tx) the peer.");
+    for peer in &part.peers {
+        let label = ("peer", peer.address.as_str());
+        bytes = bytes.sample(&[label, ("dir", "rx")], peer.rx_bytes).sample(&[label, ("dir", "tx")], peer.tx_bytes);
+    }
+    let mut frames = page.counter("eps_peer_frames_total", "Frames from (rx) and to (tx) the peer.");
+    for peer in &part.peers {
+        let label = ("peer", peer.address.as_str());
+        frames = frames.sample(&[label, ("dir", "rx")], peer.rx_frames).sample(&[label, ("dir", "tx")], peer.tx_frames);
     }
 }
 

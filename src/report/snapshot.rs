@@ -10,11 +10,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::cloud::CloudPart;
 use super::gateway::Gateway;
 use super::routes::Routing;
 use super::tunnel::TunnelPart;
 
 use crate::actors::client::ClientShared;
+use crate::actors::cloud_system::CloudNode;
 use crate::actors::coordinator::ServerShared;
 use crate::actors::supervisor::{ActorStatus, Supervisor};
 use crate::actors::tunnel_system::TunnelShared;
@@ -68,6 +70,7 @@ pub enum Role {
     Client(Box<ClientPart>),
     Server(Box<ServerPart>),
     Tunnel(Box<TunnelPart>),
+    Cloud(Box<CloudPart>),
 }
 
 #[derive(Debug, Clone)]
@@ -253,6 +256,7 @@ pub enum Source {
     Client(Arc<ClientShared>),
     Server(Arc<ServerShared>),
     Tunnel(Arc<TunnelShared>),
+    Cloud(Arc<CloudNode>),
 }
 
 /// What the growth within a window is measured against.
@@ -278,6 +282,7 @@ impl Sampler {
             Source::Client(shared) => &shared.views.counters,
             Source::Server(shared) => &shared.counters,
             Source::Tunnel(shared) => &shared.counters,
+            Source::Cloud(node) => &node.shared.views.counters,
         }
     }
 
@@ -319,6 +324,10 @@ impl Sampler {
                 let part = Box::new(super::tunnel::part(shared, base, length, now));
                 (shared.counters.tally(), shared.events.list(), Role::Tunnel(part))
             }
+            Source::Cloud(node) => {
+                let part = Box::new(super::cloud::part(node, now));
+                (node.shared.views.counters.tally(), node.events.list(), Role::Cloud(part))
+            }
         };
         Snapshot {
             time: unix(),
@@ -342,11 +351,11 @@ impl Base {
     fn of(snapshot: &Snapshot, at: Instant) -> Self {
         let leases = match &snapshot.role {
             Role::Server(part) => part.network.iter().flat_map(|network| &network.leases).collect(),
-            Role::Client(_) | Role::Tunnel(_) => Vec::new(),
+            Role::Client(_) | Role::Tunnel(_) | Role::Cloud(_) => Vec::new(),
         };
         let paths = match &snapshot.role {
             Role::Tunnel(part) => part.paths.as_slice(),
-            Role::Client(_) | Role::Server(_) => &[],
+            Role::Client(_) | Role::Server(_) | Role::Cloud(_) => &[],
         };
         let paths = paths.iter().map(|path| (path.name(), (path.rx_bytes, path.tx_bytes)));
         let members = leases.iter().map(|lease| (lease.name.clone(), (lease.rx_bytes, lease.tx_bytes)));

@@ -40,7 +40,7 @@ impl Sums {
     /// The sums of totals, or of a window's growth.
     pub fn of(tally: &Tally, role: &Role) -> Self {
         match role {
-            Role::Client(_) => Self::of_client(tally),
+            Role::Client(_) | Role::Cloud(_) => Self::of_client(tally),
             Role::Server(_) => Self::of_server(tally),
             Role::Tunnel(_) => Self::of_tunnel(tally),
         }

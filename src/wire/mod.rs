@@ -26,6 +26,7 @@
 pub mod cert;
 pub mod checksum;
 pub mod control;
+pub mod ethcloud;
 pub mod ethernet;
 pub mod handshake;
 pub mod header;

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "attacks have a pace, and figures are printed")]
 
 mod bad_input;
+mod cloud;
 mod commands;
 #[path = "../shared/crowd.rs"]
 mod crowd;

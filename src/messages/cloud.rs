@@ -1,0 +1,39 @@
+//! What the conversation of an ethcloud is told.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::ids::{MacAddr, VlanId};
+
+/// A datagram that is no frame, with the right token and whole.
+#[derive(Debug)]
+pub struct CloudHeard {
+    pub from: SocketAddr,
+    pub datagram: Vec<u8>,
+}
+
+/// Frames have reached the device from senders that were no peers, or stations that were elsewhere.
+#[derive(Debug)]
+pub struct CloudSeen(pub Vec<CloudSighting>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CloudSighting {
+    pub from: SocketAddr,
+    pub vlan: VlanId,
+    pub mac: MacAddr,
+}
+
+/// A name was looked up: the number of its `-c`, and what was found.
+#[derive(Debug)]
+pub struct CloudLookedUp {
+    pub number: usize,
+    pub found: Result<Vec<SocketAddr>, String>,
+}
+
+/// This machine's addresses, and the networks on the cloud's own device.
+#[derive(Debug)]
+pub struct CloudLocal {
+    pub ips: Vec<IpAddr>,
+    pub overlay: Vec<IpNet>,
+}
