@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// The status of a node in either role.
+#[allow(clippy::large_enum_variant, reason = "one is made for each question, and none is kept")]
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "role", rename_all = "lowercase")]
 pub enum Status {
