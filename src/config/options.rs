@@ -131,7 +131,7 @@ pub struct ClientOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub direct: Option<String>,
     /// Interface or source address that direct paths use; repeat for several [default: none, the system's routes]
-    #[arg(long = "uplink", visible_alias = "uplinks", value_name = "INTERFACE|ADDRESS")]
+    #[arg(long, visible_alias = "uplink", value_name = "INTERFACE|ADDRESS")]
     pub uplinks: Vec<String>,
     /// How several paths to one member are used: best, redundant-small, redundant or bonded [default: redundant-small]
     #[arg(long, value_name = "MODE")]
@@ -231,7 +231,7 @@ impl ClientOptions {
         one(&mut raw.offload, "--offload", self.offload);
         one(&mut raw.lan, "--lan", self.lan);
         one(&mut raw.direct, "--direct", self.direct);
-        many(&mut raw.uplinks, "--uplink", words(&self.uplinks));
+        many(&mut raw.uplinks, "--uplinks", words(&self.uplinks));
         one(&mut raw.multipath, "--multipath", self.multipath);
         one(&mut raw.hosts, "--hosts", self.hosts);
         one(&mut raw.control, "--control", self.control);
@@ -311,7 +311,7 @@ mod tests {
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --uplink=13 --multipath=14 --hosts=15 --control=16 \
+                    --mtu=9 --offload=10 --lan=11 --direct=12 --uplinks=13 --multipath=14 --hosts=15 --control=16 \
                     --scorecard=17 --scorecard-format=18 --stats=19 --metrics=20 --log-level=21 --log=22 \
                     --log-format=23 --log-max-size=24 --log-max-age=25 --log-keep=26 --upnptimeout=27";
         let mut raw = ClientRaw::default();

@@ -12,6 +12,7 @@
 //! The lowest tier wins (direct, relay by UDP, relay by TCP), inside a tier the lowest [cost](Estimate::cost), and a
 //! change needs a clear and lasting gain. Nothing here sends: the owner asks which probes are due.
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -182,7 +183,8 @@ pub struct Paths {
     mode: Mode,
     /// Sockets that the configuration wants paths to use; the others are for where these lead nowhere.
     uplinks: Vec<UplinkId>,
-    spread: Arc<Spread>,
+    /// Made when it is first needed: most peers have one way.
+    spread: OnceCell<Arc<Spread>>,
     switched_at: Option<Instant>,
     next_number: u8,
     epoch: Epoch,
@@ -196,7 +198,7 @@ impl Paths {
             doubted: None,
             mode,
             uplinks: Vec::new(),
-            spread: Arc::default(),
+            spread: OnceCell::new(),
             switched_at: None,
             next_number: 0,
             epoch,
@@ -504,7 +506,8 @@ impl Paths {
             (Mode::Redundant, None) => (Rule::Copy, self.apart(active, COPIES_MAX, true)),
             (Mode::Bonded, _) => (Rule::Spread, self.apart(active, SPREAD_MAX, false)),
         };
-        if chosen.len() < 2 || active.state != State::Valid {
+        // Flows that are spread are followed while there is one way, too: they stay on it when there are more again.
+        if active.state != State::Valid || chosen.len() < 2 && rule != Rule::Spread {
             return None;
         }
         let weights = weights(&chosen);
@@ -514,7 +517,7 @@ impl Paths {
             number: path.number,
             weight: if rule == Rule::Spread { weight } else { 1 },
         });
-        Some(Plan { rule, ways: ways.collect(), spread: self.spread.clone() })
+        Some(Plan { rule, ways: ways.collect(), spread: self.spread.get_or_init(Arc::default).clone() })
     }
 
     /// Valid paths that have as little in common as there is, the active one first: each by another socket and to
@@ -1176,10 +1179,10 @@ mod tests {
 
     #[test]
     fn a_path_a_little_better_changes_nothing() {
-        let mut world = two(10, (direct(2), 9));
+        let mut world = two(100, (direct(2), 99));
         world.run(Duration::from_secs(60));
         assert_eq!(world.paths.active(), Some(direct(1)));
-        world.answer(direct(3), Some(1));
+        world.answer(direct(3), Some(20));
         world.paths.add(direct(3), world.now);
         world.run(Duration::from_secs(5));
         assert_eq!(world.paths.active(), Some(direct(3)));
