@@ -54,6 +54,8 @@ const SILENCE_MIN: Duration = Duration::from_millis(500);
 const LISTEN_EVERY: Duration = Duration::from_millis(100);
 /// Probes of the other end that follow each other so fast are a burst: it hears nothing of what we send.
 const URGENT: Duration = Duration::from_millis(250);
+/// They make us ask back no oftener than this.
+const URGE_EVERY: Duration = Duration::from_secs(3);
 /// A burst asks at these times, then each [`BURST_STEP`], until the path's patience is over.
 const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(200)];
 const BURST_STEP: Duration = Duration::from_millis(200);
@@ -124,6 +126,7 @@ pub struct Path {
     /// When the other end last asked by it, and whether it asks as who hears nothing does.
     probed: Option<Instant>,
     urged: bool,
+    urged_at: Option<Instant>,
     /// Since when it is suspect or dead.
     silent_since: Instant,
     dead_wait: Duration,
@@ -403,8 +406,10 @@ impl Paths {
         let Some(path) = self.list.iter_mut().find(|path| path.route == *route) else { return };
         let before = path.probed.replace(now);
         let urgent = before.is_some_and(|before| now.saturating_duration_since(before) <= URGENT);
-        if urgent && carries && path.state == State::Valid && path.burst.is_none_or(|burst| !burst.deaf) {
-            (path.urged, path.probe_at) = (true, now);
+        // Seldom, for our question is one to the other end, too, and must not make it ask again.
+        let due = path.urged_at.is_none_or(|at| now.saturating_duration_since(at) >= URGE_EVERY);
+        if urgent && due && carries && path.state == State::Valid && path.burst.is_none_or(|burst| !burst.deaf) {
+            (path.urged, path.urged_at, path.probe_at) = (true, Some(now), now);
         }
     }
 
@@ -592,6 +597,7 @@ impl Path {
             burst: None,
             probed: None,
             urged: false,
+            urged_at: None,
             silent_since: now,
             dead_wait: DEAD_FIRST,
             settling: 0,
