@@ -33,7 +33,7 @@ use super::supervisor::{Policy, Supervisor};
 use super::tap_reader::TapReader;
 use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
-use super::uplink_keeper::UplinkKeeper;
+use super::uplink_keeper::{Held, UplinkKeeper};
 use super::upnp::{GatewayCell, Upnp, UpnpCasts, UpnpShared};
 use crate::cli::reply::Status;
 use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerConfig};
@@ -285,7 +285,8 @@ fn wire_client(
         let (keeper, mailbox) = Mailbox::<UplinkKeeper>::bounded(EDGE_MAILBOX);
         let changed = Caster::new(peers.clone(), counters.clone());
         let (lent, own) = (shared.clone(), Caster::new(keeper.clone(), counters.clone()));
-        let factory = move || UplinkKeeper::new(lent.clone(), changed.clone(), own.clone());
+        let held = Held::default();
+        let factory = move || UplinkKeeper::new(lent.clone(), held.clone(), changed.clone(), own.clone());
         supervisor.supervise(&threads.control, mailbox, factory, Policy::RESTART);
         threads.keep(keeper);
     }

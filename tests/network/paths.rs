@@ -314,6 +314,18 @@ fn m_02_an_interface_that_goes_down_takes_its_paths_along_and_brings_them_back()
     let flow = pair.flow(64, MS * 2);
     thread::sleep(MS * 500);
     let device = if state_at(&pair.a.0, "bob", "203.") == "active" { "eth1" } else { "eth0" };
+    // The keeper of uplinks falls and is back: the sockets stay, and it still sees what happens to them.
+    let ports = |node: &Node| paths(node, "bob").iter().map(|path| path["address"].clone()).collect::<Vec<_>>();
+    let before = ports(&pair.a.0);
+    pair.a.0.control(&json!({"command": "inject_panic", "actor": "uplink_keeper"})).expect("injected");
+    until("the keeper to be back", || {
+        let status = pair.a.0.control(&json!({"command": "status"})).expect("a status");
+        let actors = status["actors"].as_array().expect("actors").clone();
+        actors
+            .iter()
+            .any(|actor| actor["name"] == "uplink_keeper" && actor["restarts"] == 1 && actor["state"] == "running")
+    });
+    assert_eq!(ports(&pair.a.0), before);
     let down = Instant::now();
     pair.a.0.ns.set_link(device, false).expect("down");
     until("its paths to be gone", || paths(&pair.a.0, "bob").iter().all(|path| path["uplink"] != device));
