@@ -646,7 +646,9 @@ impl Path {
         }
         (self.state, self.settling, self.better) = (State::Valid, SETTLING, 0);
         self.dead_wait = DEAD_FIRST;
-        (self.measure_at, self.listen_at) = (now + PROBE_SETTLING, None);
+        // Proven by other means than a reply, it is measured at once.
+        let measured = self.estimate.srtt().is_some();
+        (self.measure_at, self.listen_at) = (if measured { now + PROBE_SETTLING } else { now }, None);
         self.probe_at = self.measure_at;
         Some(PathEvent::Validated(self.route))
     }
