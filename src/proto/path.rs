@@ -81,6 +81,8 @@ const GAIN_MIN_US: i64 = 2_000;
 const GAIN_PROBES: u8 = 3;
 /// and so long after the last such change.
 const SWITCH_INTERVAL: Duration = Duration::from_secs(10);
+/// Further paths of a plan are told apart by so much cost, in microseconds.
+const COST_STEP_US: i64 = 5_000;
 /// Paths kept to one peer; candidates beyond are not taken up.
 pub const PATHS_MAX: usize = 48;
 /// Probes whose answers are still known.
@@ -534,7 +536,8 @@ impl Paths {
                 && self.is_unwanted(path) == self.is_unwanted(active)
         };
         let mut rest: Vec<&Path> = self.list.iter().filter(fits).filter(|path| path.route != active.route).collect();
-        rest.sort_by_key(|path| (path.tier(), path.cost(), path.number));
+        // Roughly by cost: a plan that changes with each round trip would be published with each.
+        rest.sort_by_key(|path| (path.tier(), path.cost().div_euclid(COST_STEP_US), path.number));
         let uplink = |path: &Path| path.route.endpoint.uplink;
         let address = |path: &Path| (path.route.relay, path.route.endpoint.addr.ip());
         let mut chosen = vec![active];
