@@ -12,9 +12,9 @@
 //! The lowest tier wins (direct, relay by UDP, relay by TCP), inside a tier the lowest [cost](Estimate::cost), and a
 //! change needs a clear and lasting gain. Nothing here sends: the owner asks which probes are due.
 
-use std::cell::OnceCell;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -23,7 +23,6 @@ use super::estimate::{Counts, Estimate, PathMeter};
 use super::multipath::{COPIES_MAX, Mode, Plan, Rule, SPREAD_MAX, Spread, Way};
 use super::session::Epoch;
 use crate::ids::{Route, UplinkId};
-use std::sync::atomic::Ordering::Relaxed;
 
 /// When the probes of a round go out, counted from its start.
 const ROUND: [Duration; 7] = [
@@ -189,7 +188,7 @@ pub struct Paths {
     /// Sockets that the configuration wants paths to use; the others are for where these lead nowhere.
     uplinks: Vec<UplinkId>,
     /// Made when it is first needed: most peers have one way.
-    spread: OnceCell<Arc<Spread>>,
+    spread: OnceLock<Arc<Spread>>,
     switched_at: Option<Instant>,
     next_number: u8,
     epoch: Epoch,
@@ -203,7 +202,7 @@ impl Paths {
             doubted: None,
             mode,
             uplinks: Vec::new(),
-            spread: OnceCell::new(),
+            spread: OnceLock::new(),
             switched_at: None,
             next_number: 0,
             epoch,
@@ -673,10 +672,10 @@ impl Path {
                 (true, Some(PathEvent::Lost(self.route)))
             }
             State::Dead => {
-                let most = match () {
-                    () if turn.stranded => DEAD_FIRST,
-                    () if turn.busy => DEAD_BUSY,
-                    () => DEAD_LAST,
+                let most = match (turn.stranded, turn.busy) {
+                    (true, _) => DEAD_FIRST,
+                    (false, true) => DEAD_BUSY,
+                    (false, false) => DEAD_LAST,
                 };
                 self.probe_at = turn.now + jitter(self.dead_wait.min(most), rng);
                 self.dead_wait = (self.dead_wait * 2).min(DEAD_LAST);

@@ -75,8 +75,8 @@ impl World {
         links.push(Link { route: relay, delay: Duration::from_millis(210), loss: 0.0, up: true });
         for link in &links {
             match link.route.is_direct() {
-                true => drop(paths.add(link.route, now)),
-                false => drop(paths.prove(link.route, now)),
+                true => _ = paths.add(link.route, now),
+                false => _ = paths.prove(link.route, now),
             }
         }
         let window = ReplayWindow::new(if links.len() > 2 { WORDS_MANY_PATHS } else { WORDS_ONE_PATH });
