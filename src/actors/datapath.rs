@@ -968,9 +968,10 @@ impl Ingress {
         if came.replayed > 0 {
             // By a proven path while there are others, it is a copy; else somebody plays it again.
             let is_copy = inlet.is_some_and(|inlet| inlet.is_valid) && inlets.len() > 1;
-            match is_copy {
-                true => add(&self.views.counters.copies_received, came.replayed),
-                false => self.views.counters.dropped_many(DropReason::Replayed, came.replayed),
+            if is_copy {
+                add(&self.views.counters.copies_received, came.replayed);
+            } else {
+                self.views.counters.dropped_many(DropReason::Replayed, came.replayed);
             }
         }
         if frames == 0 {

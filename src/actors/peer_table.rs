@@ -619,7 +619,7 @@ impl Handler<SetMode> for PeerTable {
         // Kept beside the actor, so that it outlives it.
         let (mut of_all, mut of_one) = (**self.shared.modes.load()).clone();
         match peer {
-            Some(key) => drop(of_one.insert(key, mode)),
+            Some(key) => _ = of_one.insert(key, mode),
             None => of_all = Some(mode),
         }
         self.shared.modes.store(Arc::new((of_all, of_one)));

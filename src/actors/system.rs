@@ -37,7 +37,7 @@ use super::tap_reader::TapReader;
 use super::tcp_dial::TcpDial;
 use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
-use super::uplink_keeper::UplinkKeeper;
+use super::uplink_keeper::{Held, UplinkKeeper};
 use super::upnp::{GatewayCell, Upnp, UpnpCasts, UpnpShared};
 use super::words::Words;
 use crate::cli::reply::Status;
@@ -318,7 +318,8 @@ fn wire_client(
         let (keeper, mailbox) = Mailbox::<UplinkKeeper>::bounded(EDGE_MAILBOX);
         let changed = Caster::new(peers.clone(), counters.clone());
         let (lent, own) = (shared.clone(), Caster::new(keeper.clone(), counters.clone()));
-        let factory = move || UplinkKeeper::new(lent.clone(), changed.clone(), own.clone());
+        let held = Held::default();
+        let factory = move || UplinkKeeper::new(lent.clone(), held.clone(), changed.clone(), own.clone());
         supervisor.supervise(&threads.control, mailbox, factory, Policy::RESTART);
         threads.keep(keeper);
     }

@@ -1,10 +1,10 @@
 //! UplinkKeeper: has a socket for each configured uplink that is there, and takes away those of uplinks that are not.
 //!
 //! It runs where `uplinks` names some. Which sockets are wanted is [`uplink_choice`]'s to say. A restart reads the
-//! machine's addresses anew and finds the sockets where they are.
+//! machine's addresses anew; what the sockets are for is held by the wiring.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use xtra::{Actor, Context, Handler, Mailbox};
@@ -26,27 +26,35 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// As for the first sockets.
 const SOCKET_BUFFER: usize = 8 << 20;
 
+/// What the sockets that are there were made for; only the keeper writes it.
+pub type Held = Arc<Mutex<Vec<Wanted>>>;
+
 /// The actor.
 pub struct UplinkKeeper {
     shared: Arc<ClientShared>,
     changed: Caster<UplinksChanged>,
     own: Caster<AddressesSeen>,
-    /// What the sockets that are there were made for.
-    held: Vec<Wanted>,
+    held: Held,
     /// What could not be bound; told once.
     trouble: Option<String>,
     watch: Option<smol::Task<()>>,
 }
 
 impl UplinkKeeper {
-    pub fn new(shared: Arc<ClientShared>, changed: Caster<UplinksChanged>, own: Caster<AddressesSeen>) -> Self {
-        Self { shared, changed, own, held: Vec::new(), trouble: None, watch: None }
+    pub fn new(
+        shared: Arc<ClientShared>,
+        held: Held,
+        changed: Caster<UplinksChanged>,
+        own: Caster<AddressesSeen>,
+    ) -> Self {
+        Self { shared, changed, own, held, trouble: None, watch: None }
     }
 
     fn settle_on(&mut self, places: &[Place]) {
         let wanted = wanted(&self.shared.config.uplinks, places);
         let uplinks = &self.shared.uplinks;
-        for gone in self.held.extract_if(.., |held| !wanted.contains(held)) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        for gone in held.extract_if(.., |held| !wanted.contains(held)) {
             uplinks.remove(gone.id);
             self.shared.events.say(format!("uplink {} is gone", name(&gone)));
         }
@@ -54,11 +62,9 @@ impl UplinkKeeper {
         self.changed.cast(UplinksChanged(local(uplinks)));
         let mut trouble = None;
         for new in wanted {
-            if self.held.contains(&new) {
+            if held.contains(&new) {
                 continue;
             }
-            // One that an earlier life of ours has left.
-            uplinks.remove(new.id);
             let device = new.device.as_ref().map(|(device, _)| device.as_str());
             let bound = UdpUplink::bind_on(new.id, SocketAddr::new(new.addr, 0), device, SOCKET_BUFFER);
             match bound
@@ -67,7 +73,7 @@ impl UplinkKeeper {
             {
                 Ok(_) => {
                     self.shared.events.say(format!("uplink {} is there", name(&new)));
-                    self.held.push(new);
+                    held.push(new);
                 }
                 Err(error) => trouble = Some(format!("uplink {}: {error}", name(&new))),
             }
@@ -106,21 +112,21 @@ fn name(wanted: &Wanted) -> String {
     wanted.device.as_ref().map_or_else(|| wanted.addr.to_string(), |(device, _)| format!("{device} ({family})"))
 }
 
-async fn places(netlink: &Netlink) -> Vec<Place> {
+async fn places(netlink: &Netlink) -> Option<Vec<Place>> {
     let addresses = match netlink.addresses().await {
         Ok(addresses) => addresses,
         Err(error) => {
             log::debug!("addresses of this machine: {error}");
-            return Vec::new();
+            return None;
         }
     };
     let here = addresses.into_iter().filter(|address| address.is_up() && address.is_usable());
-    here.map(|InterfaceAddress { name, ifindex, addr, .. }| Place {
+    let place = |InterfaceAddress { name, ifindex, addr, .. }| Place {
         device: name,
         ifindex,
         addr: IpAddr::to_canonical(&addr),
-    })
-    .collect()
+    };
+    Some(here.map(place).collect())
 }
 
 impl Actor for UplinkKeeper {
@@ -132,7 +138,10 @@ impl Actor for UplinkKeeper {
         let own = self.own.clone();
         self.watch = Some(smol::spawn(async move {
             loop {
-                own.cast(AddressesSeen(places(&netlink).await));
+                // What cannot be read says nothing of what is there.
+                if let Some(places) = places(&netlink).await {
+                    own.cast(AddressesSeen(places));
+                }
                 if watch.changed().await.is_err() {
                     return;
                 }

@@ -141,7 +141,7 @@ pub struct ClientOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub direct: Option<String>,
     /// Interface or source address that direct paths use; repeat for several [default: none, the system's routes]
-    #[arg(long = "uplink", visible_alias = "uplinks", value_name = "INTERFACE|ADDRESS")]
+    #[arg(long, visible_alias = "uplink", value_name = "INTERFACE|ADDRESS")]
     pub uplinks: Vec<String>,
     /// How several paths to one member are used: best, redundant-small, redundant or bonded [default: redundant-small]
     #[arg(long, value_name = "MODE")]
@@ -271,7 +271,7 @@ impl ClientOptions {
         one(&mut raw.mss_clamp, "--mss-clamp", self.mss_clamp);
         one(&mut raw.lan, "--lan", self.lan);
         one(&mut raw.direct, "--direct", self.direct);
-        many(&mut raw.uplinks, "--uplink", words(&self.uplinks));
+        many(&mut raw.uplinks, "--uplinks", words(&self.uplinks));
         one(&mut raw.multipath, "--multipath", self.multipath);
         one(&mut raw.tcp, "--tcp", self.tcp);
         one(&mut raw.hosts, "--hosts", self.hosts);
@@ -359,7 +359,7 @@ mod tests {
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --mss-clamp=11 --lan=12 --direct=13 --uplink=14 --multipath=15 --tcp=16 \
+                    --mtu=9 --offload=10 --mss-clamp=11 --lan=12 --direct=13 --uplinks=14 --multipath=15 --tcp=16 \
                     --hosts=17 --route=18 --accept-routes=19 --exit=20 --exit-node=21 --masquerade=22 --control=23 \
                     --scorecard=24 --scorecard-format=25 --stats=26 --metrics=27 --log-level=28 --log=29 \
                     --log-format=30 --log-max-size=31 --log-max-age=32 --log-keep=33 --upnptimeout=34 --hard-nat=35 \

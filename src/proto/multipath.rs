@@ -22,8 +22,8 @@ const BUDGET_PART: i64 = 20;
 const BUDGET_FLOOR_PER_SECOND: i64 = 4_096;
 /// What may be saved up for a burst of small frames, in bytes.
 const BUDGET_MAX: i64 = 64 * 1024;
-/// Flows are told apart by this many places; two flows in one place go the same way.
-const SLOTS: usize = 256;
+/// Flows are told apart by this many places; two flows in one place go the same way. 8 KiB.
+const SLOTS: usize = 1024;
 /// A flow without a frame for so long may go another way, in milliseconds: nothing of it is on its way any more.
 const FLOW_IDLE_MS: u64 = 2_000;
 

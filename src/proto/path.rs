@@ -13,7 +13,8 @@
 //! change needs a clear and lasting gain. Nothing here sends: the owner asks which probes are due.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -22,7 +23,6 @@ use super::estimate::{Counts, Estimate, PathMeter};
 use super::multipath::{COPIES_MAX, Mode, Plan, Rule, SPREAD_MAX, Spread, Way};
 use super::session::Epoch;
 use crate::ids::{Route, UplinkId};
-use std::sync::atomic::Ordering::Relaxed;
 
 /// When the probes of a round go out, counted from its start.
 const ROUND: [Duration; 7] = [
@@ -53,6 +53,8 @@ const SILENCE_MIN: Duration = Duration::from_millis(500);
 const LISTEN_EVERY: Duration = Duration::from_millis(100);
 /// Probes of the other end that follow each other so fast are a burst: it hears nothing of what we send.
 const URGENT: Duration = Duration::from_millis(250);
+/// They make us ask back no oftener than this.
+const URGE_EVERY: Duration = Duration::from_secs(3);
 /// A burst asks at these times, then each [`BURST_STEP`], until the path's patience is over.
 const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(200)];
 const BURST_STEP: Duration = Duration::from_millis(200);
@@ -78,6 +80,8 @@ const GAIN_MIN_US: i64 = 2_000;
 const GAIN_PROBES: u8 = 3;
 /// and so long after the last such change.
 const SWITCH_INTERVAL: Duration = Duration::from_secs(10);
+/// Further paths of a plan are told apart by so much cost, in microseconds.
+const COST_STEP_US: i64 = 5_000;
 /// Paths kept to one peer; candidates beyond are not taken up.
 pub const PATHS_MAX: usize = 48;
 /// Probes whose answers are still known.
@@ -123,6 +127,7 @@ pub struct Path {
     /// When the other end last asked by it, and whether it asks as who hears nothing does.
     probed: Option<Instant>,
     urged: bool,
+    urged_at: Option<Instant>,
     /// Since when it is suspect or dead.
     silent_since: Instant,
     dead_wait: Duration,
@@ -182,7 +187,8 @@ pub struct Paths {
     mode: Mode,
     /// Sockets that the configuration wants paths to use; the others are for where these lead nowhere.
     uplinks: Vec<UplinkId>,
-    spread: Arc<Spread>,
+    /// Made when it is first needed: most peers have one way.
+    spread: OnceLock<Arc<Spread>>,
     switched_at: Option<Instant>,
     next_number: u8,
     epoch: Epoch,
@@ -196,7 +202,7 @@ impl Paths {
             doubted: None,
             mode,
             uplinks: Vec::new(),
-            spread: Arc::default(),
+            spread: OnceLock::new(),
             switched_at: None,
             next_number: 0,
             epoch,
@@ -401,8 +407,10 @@ impl Paths {
         let Some(path) = self.list.iter_mut().find(|path| path.route == *route) else { return };
         let before = path.probed.replace(now);
         let urgent = before.is_some_and(|before| now.saturating_duration_since(before) <= URGENT);
-        if urgent && carries && path.state == State::Valid && path.burst.is_none_or(|burst| !burst.deaf) {
-            (path.urged, path.probe_at) = (true, now);
+        // Seldom, for our question is one to the other end, too, and must not make it ask again.
+        let due = path.urged_at.is_none_or(|at| now.saturating_duration_since(at) >= URGE_EVERY);
+        if urgent && due && carries && path.state == State::Valid && path.burst.is_none_or(|burst| !burst.deaf) {
+            (path.urged, path.urged_at, path.probe_at) = (true, Some(now), now);
         }
     }
 
@@ -504,7 +512,8 @@ impl Paths {
             (Mode::Redundant, None) => (Rule::Copy, self.apart(active, COPIES_MAX, true)),
             (Mode::Bonded, _) => (Rule::Spread, self.apart(active, SPREAD_MAX, false)),
         };
-        if chosen.len() < 2 || active.state != State::Valid {
+        // Flows that are spread are followed while there is one way, too: they stay on it when there are more again.
+        if active.state != State::Valid || chosen.len() < 2 && rule != Rule::Spread {
             return None;
         }
         let weights = weights(&chosen);
@@ -514,7 +523,7 @@ impl Paths {
             number: path.number,
             weight: if rule == Rule::Spread { weight } else { 1 },
         });
-        Some(Plan { rule, ways: ways.collect(), spread: self.spread.clone() })
+        Some(Plan { rule, ways: ways.collect(), spread: self.spread.get_or_init(Arc::default).clone() })
     }
 
     /// Valid paths that have as little in common as there is, the active one first: each by another socket and to
@@ -526,7 +535,8 @@ impl Paths {
                 && self.is_unwanted(path) == self.is_unwanted(active)
         };
         let mut rest: Vec<&Path> = self.list.iter().filter(fits).filter(|path| path.route != active.route).collect();
-        rest.sort_by_key(|path| (path.tier(), path.cost(), path.number));
+        // Roughly by cost: a plan that changes with each round trip would be published with each.
+        rest.sort_by_key(|path| (path.tier(), path.cost().div_euclid(COST_STEP_US), path.number));
         let uplink = |path: &Path| path.route.endpoint.uplink;
         let address = |path: &Path| (path.route.relay, path.route.endpoint.addr.ip());
         let mut chosen = vec![active];
@@ -589,6 +599,7 @@ impl Path {
             burst: None,
             probed: None,
             urged: false,
+            urged_at: None,
             silent_since: now,
             dead_wait: DEAD_FIRST,
             settling: 0,
@@ -637,7 +648,9 @@ impl Path {
         }
         (self.state, self.settling, self.better) = (State::Valid, SETTLING, 0);
         self.dead_wait = DEAD_FIRST;
-        (self.measure_at, self.listen_at) = (now + PROBE_SETTLING, None);
+        // Proven by other means than a reply, it is measured at once.
+        let measured = self.estimate.srtt().is_some();
+        (self.measure_at, self.listen_at) = (if measured { now + PROBE_SETTLING } else { now }, None);
         self.probe_at = self.measure_at;
         Some(PathEvent::Validated(self.route))
     }
@@ -659,10 +672,10 @@ impl Path {
                 (true, Some(PathEvent::Lost(self.route)))
             }
             State::Dead => {
-                let most = match () {
-                    () if turn.stranded => DEAD_FIRST,
-                    () if turn.busy => DEAD_BUSY,
-                    () => DEAD_LAST,
+                let most = match (turn.stranded, turn.busy) {
+                    (true, _) => DEAD_FIRST,
+                    (false, true) => DEAD_BUSY,
+                    (false, false) => DEAD_LAST,
                 };
                 self.probe_at = turn.now + jitter(self.dead_wait.min(most), rng);
                 self.dead_wait = (self.dead_wait * 2).min(DEAD_LAST);
@@ -1176,10 +1189,10 @@ mod tests {
 
     #[test]
     fn a_path_a_little_better_changes_nothing() {
-        let mut world = two(10, (direct(2), 9));
+        let mut world = two(100, (direct(2), 99));
         world.run(Duration::from_secs(60));
         assert_eq!(world.paths.active(), Some(direct(1)));
-        world.answer(direct(3), Some(1));
+        world.answer(direct(3), Some(20));
         world.paths.add(direct(3), world.now);
         world.run(Duration::from_secs(5));
         assert_eq!(world.paths.active(), Some(direct(3)));

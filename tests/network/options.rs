@@ -79,6 +79,30 @@ fn values_that_are_left_out_are_the_paths_of_the_manual_wherever_the_option_stan
 }
 
 #[test]
+fn uplink_and_multipath_are_what_the_client_does() {
+    if !can_make_networks() {
+        return;
+    }
+    let _turn = beside();
+    let mut world = World::new();
+    let line = world.start_server(&[]);
+    let (ada, bob) = (world.client("ada"), world.client("bob"));
+    join(&ada, &line, &["--uplink", "eth0,eth7", "--multipath", "bonded"]);
+    let to = join(&bob, &line, &["--uplink", "198.51.100.3"]);
+    crate::lab::ping(&ada, &bob, to);
+    crate::lab::wait_for_direct(&ada, "bob");
+    let mode = |node: &Node| node.control(&json!({"command": "paths"})).expect("paths")["peers"][0]["mode"].clone();
+    assert_eq!((mode(&ada), mode(&bob)), (json!("bonded"), json!("redundant-small")));
+    for (node, uplink) in [(&ada, "eth0"), (&bob, "198.51.100.3")] {
+        until("the path by the uplink", || {
+            let reply = node.control(&json!({"command": "paths"})).expect("paths");
+            let paths = reply["peers"][0]["paths"].as_array().expect("a list").clone();
+            paths.iter().any(|path| path["uplink"] == uplink && path["state"] == "active")
+        });
+    }
+}
+
+#[test]
 fn conf_names_the_file_and_an_option_wins_over_it() {
     if !can_make_networks() {
         return;

@@ -9,6 +9,7 @@
 
 mod net;
 mod node;
+mod paths;
 mod random;
 mod scenarios;
 mod traversal;
