@@ -4,6 +4,7 @@
 //! sets them up when the first frame wants one, and says when the published view has changed. A peer is whoever shows
 //! a certificate that the network signed; the map is only a hint of whom to dial.
 
+mod idle;
 mod roaming;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -159,8 +160,9 @@ struct Peer {
     said_candidates: u32,
     /// Sightings that may be taken up, and since when that is counted.
     sightings: (u32, Instant),
-    /// The last move it told us of.
-    moved: Option<u32>,
+    /// The moves it told us of.
+    moved: roaming::Told,
+    idle: idle::Idle,
 }
 
 impl Peer {
@@ -821,6 +823,7 @@ impl Peers {
             if !route.is_direct() && peer.lookup.is_none() {
                 peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
             }
+            self.path_was_lost(idx, route, now);
             let peer = self.name(idx);
             self.event(Event::PathLost { peer, route });
         }
@@ -865,6 +868,7 @@ impl Peers {
                 peer.paths.wake(now);
                 self.reschedule(idx);
             }
+            self.keep_idle(idx, now);
         }
     }
 
@@ -1030,7 +1034,8 @@ impl Peers {
             probing: false,
             said_candidates: 0,
             sightings: (SIGHTINGS_MAX, now),
-            moved: None,
+            moved: roaming::Told::new(now),
+            idle: idle::Idle::default(),
         }
     }
 
