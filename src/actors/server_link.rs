@@ -42,8 +42,8 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
 const ENDPOINTS_MAX: usize = 64;
 /// Changes of interfaces are acted on at once, and then no more often than this.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Looking at the networks takes no more than this part of the time, however often they change: a router has many routes.
-const LOOKING_MAX: u32 = 20;
+/// After a look at the networks, so many times as long nothing is looked at: a router has many routes, and they change.
+const LOOK_PAUSE: u32 = 5;
 
 /// Whom the server link tells.
 #[derive(Clone)]
@@ -162,10 +162,9 @@ impl ServerLink {
                     let text = format!("connected to the server at {endpoint}");
                     self.shared.events.say_limited("connections to the server", text, now);
                 }
+                Output::Suspected => self.resolve(),
                 Output::Detached => {
                     changed = true;
-                    // Perhaps its names stand for other addresses by now.
-                    self.resolve();
                     self.casts.place.cast(ServerPlace(None));
                     let text = "the server does not answer; known peers stay reachable".into();
                     self.shared.events.say_limited("silences of the server", text, now);
@@ -410,7 +409,7 @@ impl ServerLink {
                     Err(error) => log::debug!("addresses of this machine: {error}"),
                 }
                 let Ok(watch) = &watch else { return };
-                smol::Timer::after(SETTLE.max(begun.elapsed() * LOOKING_MAX)).await;
+                smol::Timer::after(SETTLE.max(begun.elapsed() * LOOK_PAUSE)).await;
                 let sockets = async {
                     shared.uplinks.changed().await;
                     Ok(())

@@ -4,6 +4,7 @@
 //! sets them up when the first frame wants one, and says when the published view has changed. A peer is whoever shows
 //! a certificate that the network signed; the map is only a hint of whom to dial.
 
+mod idle;
 mod roaming;
 mod traversal;
 
@@ -229,11 +230,12 @@ struct Peer {
     /// Sightings that may be taken up, and since when that is counted.
     sightings: (u32, Instant),
     way: PeerWay,
-    /// The last move it told us of.
-    moved: Option<u32>,
     /// For people who ask.
     tried: Tried,
     answers: AnswerBudget,
+    /// The moves it told us of.
+    moved: roaming::Told,
+    idle: idle::Idle,
 }
 
 impl Peer {
@@ -1017,6 +1019,7 @@ impl Peers {
             peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
         }
         if let Some(PathEvent::Lost(route)) = event {
+            self.path_was_lost(idx, route, now);
             let peer = self.name(idx);
             self.event(Event::PathLost { peer, route });
             self.begin_punch(idx, now);
@@ -1082,6 +1085,7 @@ impl Peers {
                 self.mtus.wake(idx, now);
                 self.reschedule(idx);
             }
+            self.keep_idle(idx, now);
         }
     }
 
@@ -1304,9 +1308,10 @@ impl Peers {
             said_candidates: 0,
             sightings: (SIGHTINGS_MAX, now),
             way: PeerWay::new(super::neighbours::node_hash(self.node.network.tag(), &key.node_id())),
-            moved: None,
             tried: Tried::default(),
             answers: AnswerBudget::new(now),
+            moved: roaming::Told::new(now),
+            idle: idle::Idle::default(),
         }
     }
 

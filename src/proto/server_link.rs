@@ -30,12 +30,19 @@ use crate::wire::header::{Kind, SealedHeader};
 use crate::wire::join::fingerprint;
 use crate::wire::nat::NatMessage;
 
-/// Keepalive to the server, give or take a tenth: below the 30 s after which many NATs forget.
-const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Keepalive to the server, give or take a tenth: below the 30 s after which many NATs forget. Where the server sees us
+/// at another address each time, one forgets sooner: then the next.
+const KEEPALIVE: [Duration; 4] =
+    [Duration::from_secs(20), Duration::from_secs(10), Duration::from_secs(7), Duration::from_secs(5)];
 /// A keepalive without an answer is sent again after this long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
-/// Keepalives in a row without an answer after which the server counts as away.
-const MISSED_MAX: u32 = 3;
+/// Keepalives in a row without an answer after which the server is suspected to be elsewhere: its names are looked up
+/// anew, and the next ones go to all its addresses.
+const MISSED_SUSPECT: u32 = 3;
+/// And after which it counts as away. Where every second answer is lost, that would be a false alarm now and then: there
+/// it takes more, up to [`MISSED_LOSSY`].
+const MISSED_MAX: u32 = 6;
+const MISSED_LOSSY: u32 = 12;
 /// Requests (for the lease) are repeated until they are answered.
 const REQUEST_RETRY: Duration = Duration::from_millis(500);
 /// After a change of the underlay keepalives go out in a row: the first may leave before there is a route, or be lost.
@@ -96,6 +103,8 @@ pub enum Output {
     },
     /// The server is there, at this endpoint.
     Attached(Endpoint),
+    /// It has not answered for a while: perhaps its names stand for other addresses by now.
+    Suspected,
     /// It does not answer.
     Detached,
     /// Have these TCP connections, and no others.
@@ -179,6 +188,10 @@ pub struct ServerLink {
     request_at: Option<Instant>,
     keepalive_at: Option<Instant>,
     missed: u32,
+    /// Where the server last saw us, and which keepalive interval that has led to.
+    observed: (Option<SocketAddr>, usize),
+    /// The share of keepalives that get no answer while the server is there, 0 to 1, as of late.
+    loss: f64,
     /// Keepalives that are sent soon after each other, because the first ones may find no way yet.
     hurried: u32,
     /// The underlay changed, and the server has not answered since.
@@ -243,6 +256,8 @@ impl ServerLink {
             request_at: None,
             keepalive_at: None,
             missed: 0,
+            observed: (None, 0),
+            loss: 0.0,
             hurried: 0,
             moving: false,
             fallback: Fallback::default(),
@@ -373,6 +388,8 @@ impl ServerLink {
     pub fn uplinks_changed(&mut self, now: Instant) {
         self.tell_nat_hosts(now);
         self.moving = self.attached;
+        // Elsewhere there are other routers.
+        self.observed = (None, 0);
         self.fallback.underlay_changed(now);
         if self.attached {
             (self.keepalive_at, self.hurried) = (Some(now), HURRIED);
@@ -497,7 +514,7 @@ impl ServerLink {
     }
 
     fn run_keepalive(&mut self, now: Instant) {
-        if self.missed >= MISSED_MAX {
+        if self.missed >= self.missed_max() {
             self.detach(now);
             return;
         }
@@ -513,6 +530,14 @@ impl ServerLink {
             link.mark(now);
         }
         self.say_have();
+        if self.missed == MISSED_SUSPECT {
+            self.outputs.push_back(Output::Suspected);
+        }
+        if self.missed >= MISSED_SUSPECT {
+            // Nobody knows which way is open: to every address.
+            let others: Vec<_> = self.round().into_iter().filter(|to| Some(*to) != self.endpoint).collect();
+            others.into_iter().for_each(|to| self.say_have_to(to));
+        }
     }
 
     fn tell_nat_hosts(&mut self, now: Instant) {
@@ -531,6 +556,26 @@ impl ServerLink {
             });
         }
         self.outputs.extend(self.nat.poll_report().map(Output::Nat));
+    }
+
+    /// The server sees us there, by UDP. Nothing of ours changed since it last did.
+    fn is_seen_at(&mut self, addr: SocketAddr) {
+        let (last, step) = &mut self.observed;
+        if last.replace(addr).is_some_and(|last| last != addr) {
+            *step = (*step + 1).min(KEEPALIVE.len() - 1);
+        }
+    }
+
+    /// What the answer to a keepalive says about those before it.
+    fn count_losses(&mut self) {
+        for lost in (0..self.missed).rev() {
+            self.loss += (f64::from(u32::from(lost > 0)) - self.loss) / 8.0;
+        }
+    }
+
+    /// How many keepalives in a row may stay unanswered.
+    fn missed_max(&self) -> u32 {
+        (MISSED_MAX + (self.loss * 16.0) as u32).min(MISSED_LOSSY)
     }
 
     fn run_enrolment(&mut self, now: Instant) {
@@ -848,16 +893,24 @@ impl ServerLink {
                 if self.attached && self.endpoint != Some(from) && self.may_move(from) {
                     self.attach(from, now);
                 }
+                if from.is_udp() {
+                    self.is_seen_at(addr);
+                }
                 if self.endpoint == Some(from) {
                     self.fallback.answered(from, now, &mut self.rng);
                 }
+                self.count_losses();
                 (self.missed, self.hurried) = (0, 0);
                 if std::mem::take(&mut self.moving) {
                     self.outputs.push_back(Output::Attached(from));
                 }
                 // While the map is behind, what should come may be lost: asking again is cheap.
                 let is_behind = head > self.map_version;
-                let quiet = if is_behind { ANSWER_WITHIN } else { KEEPALIVE.mul_f64(self.rng.random_range(0.9..1.1)) };
+                let quiet = if is_behind {
+                    ANSWER_WITHIN
+                } else {
+                    KEEPALIVE[self.observed.1].mul_f64(self.rng.random_range(0.9..1.1))
+                };
                 self.keepalive_at = Some(now + quiet);
                 if !self.attached {
                     self.attach(from, now);
@@ -914,6 +967,10 @@ impl ServerLink {
     }
 
     fn attach(&mut self, from: Endpoint, now: Instant) {
+        if self.endpoint != Some(from) {
+            // A router may map us elsewhere towards another address.
+            self.observed.0 = None;
+        }
         self.endpoint = Some(from);
         self.attached = true;
         (self.missed, self.hurried) = (0, 0);
@@ -1072,5 +1129,41 @@ mod tests {
             assert!((1..=AT_ONCE).contains(&(tried.len() - before)));
         }
         assert!(servers.iter().all(|server| tried.contains(server)), "{tried:?}");
+    }
+
+    #[test]
+    fn while_udp_is_silent_a_connection_is_wished_for_and_first_contact_goes_over_it() {
+        let start = Instant::now();
+        let identity = Identity::generate(&mut StdRng::seed_from_u64(1));
+        let node = Node::new(identity, NetworkId(0), no_psk(), Suites::of_this_machine(), 1);
+        let mut link = ServerLink::new(node, "a".into(), None, Some(join([1; 16], None)), start, [2; 32]);
+        link.allow_tcp();
+        let server = Endpoint::udp(([192, 0, 2, 1], 43439).into());
+        link.set_servers(vec![server], start);
+        let outputs = |link: &mut ServerLink| std::iter::from_fn(|| link.poll_output()).collect::<Vec<_>>();
+        let sends = |outputs: &[Output], to: Endpoint| {
+            outputs.iter().filter(|output| matches!(output, Output::Send { to: place, .. } if *place == to)).count()
+        };
+        let (mut now, mut by_udp) = (start, 0);
+        let wished = loop {
+            now = link.poll_timeout().expect("it goes on trying").max(now);
+            link.handle_timeout(now);
+            let outputs = outputs(&mut link);
+            by_udp += sends(&outputs, server);
+            assert_eq!(sends(&outputs, Endpoint::tcp(server.addr)), 0, "there is no connection");
+            let wished = outputs.into_iter().find_map(|output| match output {
+                Output::Connect(wished) => Some(wished),
+                _ => None,
+            });
+            if let Some(wished) = wished {
+                break wished;
+            }
+        };
+        assert_eq!((wished, now - start), (vec![server.addr], super::super::fallback::HEAD_START));
+        assert!(by_udp > 0);
+        link.set_connections(vec![server.addr], now);
+        let outputs = outputs(&mut link);
+        assert_eq!(sends(&outputs, Endpoint::tcp(server.addr)), 1, "at once, without waiting for the next try");
+        assert_eq!(sends(&outputs, server), 1, "and by UDP still");
     }
 }

@@ -9,12 +9,14 @@ use eps_actor::io::netns::can_make_networks;
 
 use crate::load::Load;
 use crate::stage::{PROGRAM, SOON, counter, is_long, ms, shared, status, until};
-use crate::wall::{at_server, block_udp, has_program, unblock_udp};
+use crate::wall::{at_server, block_udp, has_program, run_in, unblock_udp};
 
 /// Over TCP frames pass within this time (N-06, F-10 at the start).
 const OVER_TCP: Duration = Duration::from_secs(3);
 /// The same, of a flow whose UDP is blocked (F-10 in flight).
 const IN_FLIGHT: Duration = Duration::from_secs(5);
+/// A keepalive interval, three questions, and the handshake.
+const LONGEST_SILENCE: Duration = Duration::from_secs(32);
 /// UDP is used again within this time (F-10).
 const UDP_AGAIN: Duration = Duration::from_secs(65);
 
@@ -112,4 +114,31 @@ fn f_10_a_flow_whose_udp_is_blocked_goes_on_over_tcp_in_five_seconds_and_by_udp_
         let lost = counter(cleo.0, "drop_socket_full");
         println!("F-10: datagrams that found no room or no connection at cleo: {lost}");
     }
+}
+
+#[test]
+fn a_server_that_moved_to_another_of_its_addresses_is_found_there() {
+    if !can_make_networks() || !has_program("ip") {
+        return;
+    }
+    let _turn = shared();
+    let scene = Scene::new(PROGRAM).expect("a scene");
+    let join = scene.start_server(&[]).expect("started");
+    let (ada, server) = (&scene.ada, &scene.server);
+    ada.start(&["--join", &join, "--server", "198.51.100.1,198.51.100.2,198.51.100.3"]).expect("started");
+    ada.wait_for_address(SOON).expect("an address");
+    let place = || {
+        let status = status(ada)?;
+        let connected = status["server"]["connected"] == true;
+        connected.then(|| status["server"]["endpoint"].as_str().unwrap_or_default().to_owned())
+    };
+    let (first, _) = until(Instant::now(), SOON, "a connection", place);
+    assert_eq!(first, "198.51.100.1:43439");
+    let begun = Instant::now();
+    run_in(&server.ns, "ip address del 198.51.100.1/24 dev eth0");
+    run_in(&server.ns, "ip address add 198.51.100.2/24 dev eth0");
+    let (_, took) = until(begun, LONGEST_SILENCE, "the other address", || place().filter(|at| *at != first));
+    println!("a server that moved to another of its addresses is found there {} later", ms(took));
+    assert_eq!(place().as_deref(), Some("198.51.100.2:43439"));
+    assert!(!ada.log().contains("the server does not answer"), "asked in the same session");
 }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a load has a pace, and figures are printed")]
 
+mod absurd;
 mod clock;
 #[path = "../shared/crowd.rs"]
 mod crowd;

@@ -413,3 +413,32 @@ fn f_04_a_server_that_died_while_relaying_relays_again_three_seconds_after_it_li
     }
     assert!(session_age(ada.0, "cleo") >= age + begun.elapsed().as_secs_f64() - 0.5, "no new session with the peer");
 }
+
+#[test]
+fn f_17_after_minutes_without_a_frame_the_first_one_arrives_though_routers_forget_soon() {
+    if !can_make_networks() || !crate::stage::is_long() {
+        return;
+    }
+    let _turn = shared();
+    let stage = Stage::new().expect("a stage");
+    let (ada, cleo) = (&stage.scene.ada, &stage.scene.cleo);
+    for seconds in [30, 15] {
+        for nat in [&stage.scene.underlay.nat_a, &stage.scene.underlay.nat_b] {
+            for key in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+                nat.sysctl(&format!("netfilter/{key}"), &seconds.to_string()).expect("a setting");
+            }
+        }
+        if seconds == 15 {
+            // The time there is to learn it.
+            thread::sleep(Duration::from_secs(180));
+        }
+        let mut lost = 0;
+        for round in 0..10 {
+            thread::sleep(Duration::from_secs(if round == 0 { 300 } else { 40 }));
+            let answered = if round % 2 == 0 { ada.ping(stage.cleo, SOON) } else { cleo.ping(stage.ada, SOON) };
+            lost += u32::from(answered.is_none());
+        }
+        println!("F-17: mappings of {seconds} s: {lost} of 10 first packets lost");
+        assert_eq!(lost, 0);
+    }
+}

@@ -12,6 +12,7 @@ mod node;
 mod paths;
 mod random;
 mod scenarios;
+mod swizzle;
 mod traversal;
 mod words;
 
@@ -212,6 +213,16 @@ impl Sim {
         let port = self.rng.random_range(2000..60_000);
         let delay = Duration::from_millis(self.rng.random_range(1..40));
         self.net.plug(Place::Client(client), self.sites[client], port, delay);
+    }
+
+    /// A running client finds itself at another address.
+    pub fn move_client(&mut self, client: usize) {
+        self.note(&format!("{} moves", self.clients[client].name));
+        self.change_port(client);
+        let (host, now) = (self.net.addr(Place::Client(client)), self.now);
+        let mut out = VecDeque::new();
+        self.clients[client].moved(host, now, &mut self.rng, &mut out);
+        self.touched(Place::Client(client), out);
     }
 
     pub fn kick(&mut self, client: usize) {

@@ -241,6 +241,20 @@ impl Client {
         self.drain(now, rng, out);
     }
 
+    /// It is told that it has another address.
+    pub fn moved(&mut self, host: SocketAddr, now: Instant, rng: &mut StdRng, out: &mut VecDeque<Effect>) {
+        let Some(run) = &mut self.run else { return };
+        (run.host, run.observed) = (host, None);
+        run.link.set_candidates(vec![Candidate { kind: CandidateKind::Host, addr: host }]);
+        run.say_candidates(now);
+        run.link.uplinks_changed(now);
+        self.drain(now, rng, out);
+        if let Some(peers) = self.run.as_mut().and_then(|run| run.peers.as_mut()) {
+            peers.uplinks_changed(true, now);
+        }
+        self.drain(now, rng, out);
+    }
+
     /// A datagram from the socket.
     pub fn receive(
         &mut self,
@@ -360,7 +374,7 @@ impl Client {
                 out.push_back(Effect::Note("detached".into()));
             }
             // There is no TCP here.
-            Output::Connect(_) => {}
+            Output::Connect(_) | Output::Suspected => {}
             Output::Passed(message) => {
                 if let Some(peers) = &mut run.peers {
                     peers.handle_server(message, now);

@@ -16,6 +16,9 @@ use crate::wire::control::Control;
 /// When peers are told, counted from the change: the first datagrams may leave before there is a route, and those by
 /// the relay are dropped until the server knows the new address.
 const TOLD_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(250), Duration::from_secs(1)];
+/// Moves of one peer that are believed at once, and then one in this time: each makes us probe what it names.
+const MOVES_MAX: u32 = 4;
+const MOVE_EVERY: Duration = Duration::from_secs(10);
 /// Ways one notice goes to a peer at the most.
 const ROUTES_MAX: usize = 6;
 
@@ -33,6 +36,35 @@ impl Move {
     }
 }
 
+/// The moves of a peer.
+#[derive(Debug)]
+pub(super) struct Told {
+    last: Option<u32>,
+    /// Moves that may be believed, and since when that is counted.
+    left: u32,
+    since: Instant,
+}
+
+impl Told {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { last: None, left: MOVES_MAX, since: now }
+    }
+
+    /// Whether this is a new one, and not one too many.
+    fn admits(&mut self, number: u32, now: Instant) -> bool {
+        if self.last.replace(number) == Some(number) {
+            return false;
+        }
+        let earned = now.saturating_duration_since(self.since).as_secs() / MOVE_EVERY.as_secs();
+        if earned > 0 {
+            (self.left, self.since) = (MOVES_MAX.min(self.left.saturating_add(earned as u32)), now);
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+}
+
 impl Peers {
     /// The machine's networks have changed: every path is probed at once. `moved`: its ways out have, so that what
     /// others know of us may be void.
@@ -46,6 +78,7 @@ impl Peers {
             self.reschedule(idx);
         }
         if moved {
+            self.forget_idle();
             self.own_move = Move { number: self.rng.next_u32(), told: Some((now, 0)) };
             self.run_move(now);
         }
@@ -74,7 +107,7 @@ impl Peers {
         let dialable = self.direct && via.is_direct() && is_dialable(via.endpoint.addr, &self.overlay);
         let server = self.server;
         let Some(peer) = self.peers.get_mut(&idx) else { return };
-        if peer.moved.replace(number) == Some(number) {
+        if !peer.moved.admits(number, now) {
             return;
         }
         let before = peer.paths.active();
@@ -88,5 +121,19 @@ impl Peers {
         peer.sightings = (SIGHTINGS_MAX, now);
         self.take_candidates(idx, now);
         self.paths_changed(idx, before, None, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_never_stops_moving_is_believed_now_and_then() {
+        let start = Instant::now();
+        let mut told = Told::new(start);
+        assert!(told.admits(7, start) && !told.admits(7, start), "said again, it is nothing new");
+        let believed = (0..6000).filter(|n| told.admits(n + 8, start + Duration::from_millis(10) * *n)).count();
+        assert!((5..=12).contains(&believed), "{believed} in a minute");
     }
 }
