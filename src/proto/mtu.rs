@@ -328,11 +328,12 @@ impl Way {
         match self.search.take() {
             Some(search) if search.tries < TRIES && !search.open.is_empty() => self.ask(search, now + wait),
             Some(search) => self.next_round(search, now, now + wait),
-            None if self.packet == 0 => self.begin(0, now, now + wait),
-            None if !busy => {
+            // A new route is asked at once, whether frames pass or not.
+            None if !busy && (self.packet > 0 || self.failed > 0) => {
                 (self.due, self.misses) = (None, 0);
                 Vec::new()
             }
+            None if self.packet == 0 => self.begin(0, now, now + wait),
             None if self.misses >= MISSES_MAX => {
                 (self.settled, self.misses) = (false, 0);
                 // It is asked for once more beside the others: perhaps nothing at all passed for a while.
@@ -638,6 +639,18 @@ mod tests {
         line.pass(Duration::from_secs(600));
         let asked = line.asked.len() - before;
         assert!((250..=450).contains(&asked), "{asked} probes in 600 s");
+    }
+
+    #[test]
+    fn a_path_that_never_answers_is_asked_once_and_then_only_while_frames_pass() {
+        let mut line = Line::new(0, 20);
+        line.busy = false;
+        line.pass(Duration::from_secs(600));
+        assert_eq!((line.known(), line.asked.len()), (None, FIRST.len() * TRIES as usize));
+        line.carries = 1500;
+        line.busy = true;
+        line.mtus.wake(PEER, line.now);
+        line.until(Duration::from_secs(5), |line| line.settled() == Some(1500));
     }
 
     #[test]

@@ -442,7 +442,7 @@ mod tests {
     fn a_message_may_be_one_frame() {
         for partial in [false, true] {
             let mut message = [&frame_head(partial)[..], b"frame"].concat();
-            assert_eq!(parse_frame(&mut message), Ok(Some((partial, &mut b"frame".clone()[..]))));
+            assert_eq!(parse_frame(&mut message), Ok(Some((partial, &mut Vec::from(b"frame")[..]))));
             assert!(parse(&message).is_err(), "it is no super-frame");
             message[1] |= 2;
             assert_eq!(parse_frame(&mut message), Err(DropReason::Malformed));
