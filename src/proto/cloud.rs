@@ -183,6 +183,8 @@ struct Peer {
 struct Target {
     addresses: Vec<SocketAddr>,
     asked: u32,
+    /// It was asked between two looks, so the next one leaves it.
+    fresh: bool,
     looked_up: Option<Instant>,
 }
 
@@ -250,7 +252,7 @@ impl Cloud {
         let Some(target) = self.targets.get_mut(number) else { return };
         // What was known stays known when a name server is away.
         if !usable.is_empty() && usable != target.addresses {
-            (target.addresses, target.asked) = (usable, 0);
+            (target.addresses, target.asked, target.fresh) = (usable, 0, true);
             self.ask_target(number);
         }
     }
@@ -480,7 +482,9 @@ impl Cloud {
             target.looked_up = Some(now);
             self.outputs.push_back(Output::LookUp(number));
         }
-        self.ask_target(number);
+        if !std::mem::take(&mut target.fresh) {
+            self.ask_target(number);
+        }
     }
 
     fn ask_target(&mut self, number: usize) {
