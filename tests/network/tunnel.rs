@@ -682,7 +682,7 @@ fn native_equal_packets_all_arrive_and_without_the_secret_nothing_does() {
     let distinct: BTreeSet<&Vec<u8>> = one.iter().collect();
     assert_eq!(distinct.len(), one.len());
     println!(
-        "tunnel: 500 equal packets: 1 delivered by multi_tun's protocol, 500 by ours; {} datagrams a path",
+        "tunnel: 500 equal packets: 1 delivered by multi_tun's protocol, 500 by ours, captured as {} sends a path",
         one.len()
     );
     assert_eq!(server.status()["node"]["protocol"], "native");
