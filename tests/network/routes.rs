@@ -323,8 +323,8 @@ fn forwarding(ns: &Netns, name: &str) -> String {
 
 /// Rules, routes, settings and firewall of a machine, as its operator would see them.
 fn machine(ns: &Netns) -> String {
-    // Link-local addresses come of themselves, a second after their interface.
-    let script = "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all | grep -v '^local fe80::'; \
+    // Of all tables and both families. Link-local addresses come of themselves, a second after their interface.
+    let script = "ip rule; ip -6 rule; ip route show table all | grep -v '^local fe80::'; \
                   cd /proc/sys/net; grep -r . ipv4/conf/*/forwarding ipv4/conf/*/rp_filter ipv4/ip_forward \
                   ipv4/conf/all/src_valid_mark ipv6/conf/all/forwarding; nft list ruleset";
     text(&finish_in(ns, Command::new("sh").args(["-c", script])).stdout)
