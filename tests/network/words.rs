@@ -238,6 +238,8 @@ fn why_has_the_right_verdict_for_each_of_fifteen_set_ups() {
     run_in(&uma.ns, "iptables -A OUTPUT -o eth0 -p udp -j DROP");
     uma.start(&[]).expect("started");
     address(&uma);
+    // Whether the relay is reached by TCP or not at all, the reason is the same.
+    ask(&uma, &["ping", "ada", "-c", "1"]);
     verdict(&uma, "ada", "udp-blocked-here");
 
     hugo.stop().expect("stopped");
