@@ -1,11 +1,12 @@
-//! Routers that forget an unused mapping sooner than we ask: idle paths to a peer are then probed more often.
+//! Paths that fall silent: in use, the server is asked; idle, perhaps a router forgot an unused mapping sooner than we
+//! ask, and such paths are probed more often.
 //!
 //! What a router remembers can only be seen by what gets lost: a direct path that falls silent while nobody uses it,
 //! twice, is taken for a mapping that expired. The price of an error is a few probes more.
 
 use std::time::{Duration, Instant};
 
-use super::Peers;
+use super::{Backoff, LOOKUP_RETRY, Peers};
 use crate::ids::{PeerIdx, Route};
 
 /// Losses of idle paths before the next step.
@@ -43,6 +44,9 @@ impl Peers {
         let used = peer.link.meter().used_ms().map(|ms| epoch.at(ms));
         if used.is_none_or(|used| now.saturating_duration_since(used) >= USED) {
             peer.idle.losses += 1;
+        } else {
+            // The server may know where the peer is by now; and if it is silent as well, that shows at once.
+            peer.lookup.get_or_insert_with(|| (now, Backoff::new(LOOKUP_RETRY)));
         }
     }
 
@@ -58,5 +62,20 @@ impl Peers {
     /// Elsewhere there are other routers.
     pub(super) fn forget_idle(&mut self) {
         self.peers.values_mut().for_each(|peer| peer.idle = Idle::default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f_17_an_idle_path_that_was_lost_twice_is_probed_more_often_and_more_so_with_further_losses() {
+        let start = Instant::now();
+        for (losses, probes) in [(0, 0), (1, 0), (2, 6), (4, 9), (6, 12), (1000, 12)] {
+            let mut idle = Idle { losses, woken: None };
+            let due = (0..60).filter(|second| idle.is_due(start + Duration::from_secs(*second))).count();
+            assert_eq!(due, probes, "{losses} losses");
+        }
     }
 }
