@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::StatusArguments;
 use super::ask::ask;
-use super::reply::{Actor, ClientStatus, Gateway, Nat, Lease, Peer, PortMapping, ServerStatus, Status};
+use super::reply::{Actor, ClientStatus, Gateway, Lease, Nat, Peer, PortMapping, ServerStatus, Status};
 use super::table::Column::{Left, Right};
 use super::table::Table;
 use crate::scaled::{Bytes, Millis, Seconds};

@@ -12,7 +12,15 @@ use crate::load::Load;
 use crate::stage::{SOON, Stage, alone, is_long, ms, status, until};
 
 const CLIENT: [&str; 10] = [
-    "tap_reader", "udp_path", "peer_table", "server_link", "mac_learning", "neighbours", "upnp", "names", "stats",
+    "tap_reader",
+    "udp_path",
+    "peer_table",
+    "server_link",
+    "mac_learning",
+    "neighbours",
+    "upnp",
+    "names",
+    "stats",
     "control",
 ];
 const SERVER: [&str; 8] = ["coordinator", "relay", "store", "udp_path", "tcp_path", "upnp", "stats", "control"];
