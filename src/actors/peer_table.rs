@@ -98,7 +98,8 @@ impl PeerTable {
     pub fn new(shared: Arc<ClientShared>, casts: PeerTableCasts) -> Self {
         let now = Instant::now();
         let batch = SendBatch::new(shared.uplinks.max_segments());
-        let punched = UplinkId::PUNCHED.map(UplinkId).filter(|id| shared.uplinks.has(*id)).map(|id| (id, now)).collect();
+        let punched =
+            UplinkId::PUNCHED.map(UplinkId).filter(|id| shared.uplinks.has(*id)).map(|id| (id, now)).collect();
         let mut table = Self {
             shared,
             casts,

@@ -678,12 +678,7 @@ fn server_upnp(shared: &Arc<ServerShared>) -> Option<UpnpShared> {
     })
 }
 
-fn wire_neighbours(
-    shared: &Arc<ClientShared>,
-    found: Caster<Neighbour>,
-    supervisor: &Supervisor,
-    threads: &Threads,
-) {
+fn wire_neighbours(shared: &Arc<ClientShared>, found: Caster<Neighbour>, supervisor: &Supervisor, threads: &Threads) {
     let counters = &shared.views.counters;
     let (neighbours, mailbox) = Mailbox::<Neighbours>::bounded(EDGE_MAILBOX);
     let own = (Caster::new(neighbours.clone(), counters.clone()), Caster::new(neighbours.clone(), counters.clone()));

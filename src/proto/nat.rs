@@ -127,7 +127,6 @@ impl Observer {
         match step {
             Step::First if self.step == Step::First => {
                 self.report.observed = vec![addr];
-                self.report.predicted = None;
                 if self.hosts.contains(&addr.ip().to_canonical()) {
                     self.end(NatKind::None, now);
                 } else if port == 0 {
@@ -232,6 +231,7 @@ impl Observer {
         // Silence of the second port does not unsay what it said before.
         if kind != NatKind::Unknown || self.report.observed.is_empty() {
             self.report.kind = kind;
+            self.report.predicted = self.report.predicted.filter(|_| matches!(kind, NatKind::Predictable(_)));
         }
         (self.step, self.at) = (Step::Done, Some(now + AGAIN));
         self.asked.clear();

@@ -83,7 +83,11 @@ impl Neighbours {
         }
         *count += 1;
         let addr = SocketAddr::new(from.ip(), said.port);
-        (*count <= HEARD_PER_SECOND).then_some(Heard { node: said.node, addr, answer: (!said.is_answer).then_some(from) })
+        (*count <= HEARD_PER_SECOND).then_some(Heard {
+            node: said.node,
+            addr,
+            answer: (!said.is_answer).then_some(from),
+        })
     }
 }
 

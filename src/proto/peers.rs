@@ -30,8 +30,6 @@ use super::mtu::{self, PathMtus};
 use super::multipath::{Mode, Plan};
 use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
-use crate::wire::nat::{NatKind, NatMessage};
-use traversal::{PeerWay, Traversal};
 use super::tried::Tried;
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex, UplinkId};
@@ -39,6 +37,8 @@ use crate::wire::cert::{CERT_LEN, Certificate};
 use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control, MapEntry};
 use crate::wire::handshake::{CookieReply, HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, OVERHEAD, SealedHeader};
+use crate::wire::nat::{NatKind, NatMessage};
+use traversal::{PeerWay, Traversal};
 
 mod words;
 
@@ -408,6 +408,10 @@ impl Peers {
         if self.candidates.1 == list {
             return;
         }
+        let own = |list: &[Candidate]| -> Vec<Candidate> {
+            list.iter().filter(|c| matches!(c.kind, CandidateKind::Host | CandidateKind::Mapped)).copied().collect()
+        };
+        let moved = own(&list) != own(&self.candidates.1);
         self.candidates = (self.candidates.0 + 1, list);
         let idxs: Vec<_> = self.peers.keys().copied().collect();
         for idx in idxs {
@@ -415,7 +419,10 @@ impl Peers {
             if let Some(peer) = self.peers.get_mut(&idx)
                 && peer.link.session().is_some()
             {
-                peer.paths.begin_rounds(now);
+                // Where only the outside is another one, a path that works goes on working.
+                if moved {
+                    peer.paths.begin_rounds(now);
+                }
                 self.reschedule(idx);
                 self.begin_punch(idx, now);
             }
@@ -597,11 +604,15 @@ impl Peers {
         }
         let seen = candidates.iter().filter(|candidate| candidate.kind == CandidateKind::Observed);
         peer.way.server_saw = seen.map(|candidate| candidate.addr).collect();
+        let is_new = candidates.iter().any(|candidate| !peer.candidates.contains(candidate));
         peer.candidates = candidates;
         self.outputs.push_back(Output::Changed);
         let has_session = peer.link.session().is_some();
         if has_session {
             self.take_candidates(idx, now);
+            if is_new {
+                self.begin_punch(idx, now);
+            }
         } else if self.peers[&idx].link.is_initiating() && !introduced {
             // The first initiation could not go by the relay; now it can.
             if let Some(peer) = self.peers.get_mut(&idx) {
@@ -630,7 +641,6 @@ impl Peers {
             }
         }
         peer.probing = true;
-        self.begin_punch(idx, now);
         self.reschedule(idx);
     }
 
@@ -917,6 +927,7 @@ impl Peers {
         peer.candidates = candidates;
         if is_new {
             self.take_candidates(idx, now);
+            self.begin_punch(idx, now);
         }
     }
 
@@ -967,6 +978,8 @@ impl Peers {
     fn session_up(&mut self, idx: PeerIdx, via: Route, now: Instant) {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         peer.answer = None;
+        let is_first = !peer.probing;
+        peer.way.connected();
         let before = peer.paths.active();
         // The channel it came by is newer than the one we know, if that is another: the server may have restarted.
         if Some(via.endpoint) == self.server && via.relay.is_some() && via.relay != peer.channel {
@@ -987,6 +1000,9 @@ impl Peers {
         let (peer, route) = (self.name(idx), via);
         self.event(Event::Session { peer, route });
         self.take_candidates(idx, now);
+        if is_first {
+            self.begin_punch(idx, now);
+        }
         self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.said_candidates = u32::MAX);
         self.say_candidates(idx);
         let objects: Vec<Vec<u8>> = self.trust.revocations().map(<[u8]>::to_vec).collect();

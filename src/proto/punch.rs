@@ -247,7 +247,8 @@ mod tests {
         let took = (now - start).as_secs_f64();
         assert!((1.9..2.1).contains(&took), "{took}");
         let mut near = Spray::near("192.0.2.1:5".parse().expect("an address"), start);
-        let ports: Vec<u16> = std::iter::from_fn(|| near.next(start + Duration::from_secs(9))).map(|a| a.port()).collect();
+        let ports: Vec<u16> =
+            std::iter::from_fn(|| near.next(start + Duration::from_secs(9))).map(|a| a.port()).collect();
         assert_eq!(ports[..4], [5, 6, 4, 7]);
         assert_eq!(ports.len(), 25, "port 0 is none");
     }

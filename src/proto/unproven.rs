@@ -103,7 +103,8 @@ mod tests {
                 sent.push(now);
             }
         }
-        let crowded = sent.windows(PER_SECOND + 1).filter(|few| few[PER_SECOND] - few[0] < Duration::from_secs(1)).count();
+        let crowded =
+            sent.windows(PER_SECOND + 1).filter(|few| few[PER_SECOND] - few[0] < Duration::from_secs(1)).count();
         println!("S-20: {} in two hours, {crowded} times more than {PER_SECOND} in a second", sent.len());
         assert_eq!(crowded, 0);
         assert!(sent.len() < 2000, "{}", sent.len());

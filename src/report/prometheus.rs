@@ -293,7 +293,9 @@ mod tests {
     use std::time::Duration;
 
     use super::super::gateway::Gateway;
-    use super::super::snapshot::{ClientNode, Lease, LeasePeer, Nat, NetworkPart, Peer, ServerContact, ServerNode, Window};
+    use super::super::snapshot::{
+        ClientNode, Lease, LeasePeer, Nat, NetworkPart, Peer, ServerContact, ServerNode, Window,
+    };
     use super::*;
     use crate::actors::supervisor::{ActorState, ActorStatus, MailboxStatus};
     use crate::counters::Tally;

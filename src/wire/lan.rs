@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! 0     1        2      4           8                16               24
-//! | EC  | kind 1 | port | 0         | network tag    | node hash      |
+//! | ED  | kind 1 | port | 0         | network tag    | node hash      |
 //! ```
 
 use crate::counters::DropReason;
@@ -13,7 +13,7 @@ use crate::counters::DropReason;
 /// Bytes of an announcement.
 pub const ANNOUNCEMENT_LEN: usize = 24;
 /// The first byte; no datagram of the native protocol has it.
-const TYPE: u8 = 0xec;
+const TYPE: u8 = 0xed;
 
 /// One announcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -142,11 +142,7 @@ impl NatMessage {
                 candidates: body.candidates()?,
             },
             40 => Self::Reflect { nonce: body.u64()? },
-            41 => Self::Reflected {
-                nonce: body.u64()?,
-                addr: body.addr()?,
-                port: u16::from_le_bytes(body.array()?),
-            },
+            41 => Self::Reflected { nonce: body.u64()?, addr: body.addr()?, port: u16::from_le_bytes(body.array()?) },
             42 => Self::NatIs(NatKind::decode(body)?),
             _ => return Some(None),
         }))

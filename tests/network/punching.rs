@@ -12,8 +12,8 @@ use eps_actor::io::netns::{Lan, Netns, can_make_networks};
 use serde_json::Value;
 
 use crate::lab::{
-    BIN, Capture, SOON, World, address, alone, beside, counter, ends_within, has_program, is_long, join, node, ping, run_in,
-    state_of, text, udp_payload, until, wait_for_direct,
+    BIN, Capture, SOON, World, address, alone, beside, counter, ends_within, has_program, is_long, join, node, ping,
+    run_in, state_of, text, udp_payload, until, wait_for_direct,
 };
 
 const ALONE: [&str; 2] = ["--upnptimeout", "0"];
@@ -30,7 +30,7 @@ fn house(zoo: &mut Zoo, kind: Kind, name: &str) -> House {
 
 /// Starts both clients and waits until they know each other and their routers.
 fn start(pair: [&Node; 2], line: &str, more: &[&str]) {
-    let more = [&ALONE, more].concat();
+    let more = [&ALONE[..], more].concat();
     for client in pair {
         client.start(&[&["--join", line], &more[..]].concat()).expect("started");
     }
@@ -44,7 +44,14 @@ fn start(pair: [&Node; 2], line: &str, more: &[&str]) {
 }
 
 /// Pairs that have never spoken, one after the other.
-fn runs(line: &str, pair: [&House; 2], count: usize, limit: Duration, expected: Expected, more: &[&str]) -> Vec<Outcome> {
+fn runs(
+    line: &str,
+    pair: [&House; 2],
+    count: usize,
+    limit: Duration,
+    expected: Expected,
+    more: &[&str],
+) -> Vec<Outcome> {
     let [one, other] = pair.map(|house| &house.node);
     let mut outcomes = Vec::new();
     for _ in 0..count {
@@ -84,18 +91,25 @@ fn the_status_says_which_router_a_client_is_behind_and_peers_say_theirs() {
         join(&house.node, &line, &ALONE);
         let nat = wait_until(SOON, "the router to be known", || {
             let nat = house.node.client_status()?.nat;
-            Ok((nat.kind != "unknown").then_some(nat))
+            Ok((nat.kind == house.node.name).then_some(nat))
         });
         let nat = nat.expect("a kind");
-        println!("{}: {} after {:.0} ms, seen at {}", house.node.name, nat.kind, ms(start.elapsed()), nat.observed.join(", "));
-        assert_eq!(nat.kind, house.node.name);
+        println!(
+            "{}: {} after {:.0} ms, seen at {}",
+            house.node.name,
+            nat.kind,
+            ms(start.elapsed()),
+            nat.observed.join(", ")
+        );
         assert_eq!(nat.observed.len(), if nat.kind == "hard" { 2 } else { 1 }, "{:?}", nat.observed);
     }
     let to = address(&houses[2].node);
     ping(&houses[0].node, &houses[2].node, to);
-    let peer_nat = |status: Value| status["peers"].as_array().and_then(|peers| {
-        peers.iter().find(|peer| peer["name"] == "hard").map(|peer| peer["nat"].clone())
-    });
+    let peer_nat = |status: Value| {
+        status["peers"]
+            .as_array()
+            .and_then(|peers| peers.iter().find(|peer| peer["name"] == "hard").map(|peer| peer["nat"].clone()))
+    };
     until("the peer's kind", || {
         let status = houses[0].node.control(&serde_json::json!({"command": "status"})).expect("a status");
         peer_nat(status) == Some("hard".into())
@@ -121,7 +135,11 @@ fn n_02_n_09_port_restricted_pairs_and_carriers_have_a_direct_path_in_two_second
         let outcomes = runs(&line, [&a, &b], count, Duration::from_secs(5), Expected::Direct, &[]);
         let mut times: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.direct).collect();
         times.sort();
-        println!("{number}: {name}: {} of {count} direct, after {:?}", times.len(), times.iter().map(|t| ms(*t)).collect::<Vec<_>>());
+        println!(
+            "{number}: {name}: {} of {count} direct, after {:?}",
+            times.len(),
+            times.iter().map(|t| ms(*t)).collect::<Vec<_>>()
+        );
         assert_eq!(times.len(), count, "each within five seconds\n{}\n{}", a.node.log(), b.node.log());
         let p95 = times[(times.len() * 95).div_ceil(100) - 1];
         assert!(p95 <= Duration::from_secs(2), "{name}: {p95:?}");
@@ -154,7 +172,7 @@ fn n_04_a_hard_router_and_a_port_restricted_one_find_a_hole_unless_that_is_off()
     if !can_make_networks() {
         return;
     }
-    let _turn = alone();
+    let _turn = beside();
     let (mut zoo, line) = zoo();
     let (a, b) = (house(&mut zoo, Kind::Hard, "hard"), house(&mut zoo, Kind::Port, "port"));
     // Theory says 87 of 100: of three, none finds one in two of a thousand runs of this test.
@@ -162,7 +180,11 @@ fn n_04_a_hard_router_and_a_port_restricted_one_find_a_hole_unless_that_is_off()
     let outcomes = runs(&line, [&a, &b], count, Duration::from_secs(8), Expected::Either, &[]);
     let (found, slowest) = direct(&outcomes);
     let answered = outcomes.iter().filter_map(|outcome| outcome.answered).max().unwrap_or_default();
-    println!("N-04: by relay after {:.0} ms; {found} of {count} direct, the slowest after {:.0} ms", ms(answered), ms(slowest));
+    println!(
+        "N-04: by relay after {:.0} ms; {found} of {count} direct, the slowest after {:.0} ms",
+        ms(answered),
+        ms(slowest)
+    );
     assert!(answered <= Duration::from_secs(1), "{answered:?}");
     assert!(found >= enough, "{found} of {count}\n{}\n{}", a.node.log(), b.node.log());
 
@@ -201,7 +223,9 @@ fn a_hole_that_was_found_carries_frames_both_ways_and_stays_open() {
     }
     assert_eq!([state_of(&a.node, "port"), state_of(&b.node, "hard")], ["direct", "direct"]);
     let relayed = counter(&zoo.server, "relayed_datagrams") - relayed;
-    println!("a hole through a hard router: {answers} answers in {seconds} s, {relayed} datagrams by the relay meanwhile");
+    println!(
+        "a hole through a hard router: {answers} answers in {seconds} s, {relayed} datagrams by the relay meanwhile"
+    );
     assert!(relayed < answers / 2, "{relayed} of {answers}");
 }
 
@@ -216,7 +240,7 @@ fn n_05_two_hard_routers_stay_on_the_relay_with_few_probes() {
     if !can_make_networks() {
         return;
     }
-    let _turn = alone();
+    let _turn = beside();
     let (mut zoo, line) = zoo();
     let (a, b) = (house(&mut zoo, Kind::Hard, "one"), house(&mut zoo, Kind::Hard, "other"));
     start([&a.node, &b.node], &line, &[]);
@@ -230,7 +254,7 @@ fn n_05_two_hard_routers_stay_on_the_relay_with_few_probes() {
         assert!(a.node.ping(to, SOON).is_some());
         thread::sleep(Duration::from_millis(300));
     }
-    let seconds = if is_long() { 120 } else { 20 };
+    let seconds = if is_long() { 120 } else { 12 };
     let capture = Capture::start(&[(&a.routers[0], "wan"), (&b.routers[0], "wan")]);
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(seconds) {
@@ -242,10 +266,7 @@ fn n_05_two_hard_routers_stay_on_the_relay_with_few_probes() {
     let is_probe = |frame: &[u8]| udp_payload(frame).is_some() && frame[26..30] != server && frame[30..34] != server;
     // Each router sees what it sends and what comes.
     let probes = capture.frames().iter().filter(|captured| is_probe(&captured.frame)).count() / 2;
-    println!(
-        "N-05: by relay after {:.0} ms; then {probes} probes of both in {seconds} s",
-        ms(answered)
-    );
+    println!("N-05: by relay after {:.0} ms; then {probes} probes of both in {seconds} s", ms(answered));
     assert!(probes as u64 <= 2 * seconds, "more than one a second and side: {probes} in {seconds} s");
 }
 
@@ -254,10 +275,10 @@ fn n_16_where_a_router_takes_early_datagrams_for_itself_the_pair_still_speaks() 
     if !can_make_networks() {
         return;
     }
-    let _turn = alone();
+    let _turn = beside();
     let (mut zoo, line) = zoo();
     let (a, b) = (house(&mut zoo, Kind::Careless, "one"), house(&mut zoo, Kind::Careless, "other"));
-    let count = if is_long() { 20 } else { 3 };
+    let count = if is_long() { 20 } else { 2 };
     let outcomes = runs(&line, [&a, &b], count, Duration::from_secs(5), Expected::Either, &[]);
     let (found, slowest) = direct(&outcomes);
     println!("N-16: {found} of {count} direct, the slowest after {:.0} ms; the others by relay", ms(slowest));
@@ -266,10 +287,10 @@ fn n_16_where_a_router_takes_early_datagrams_for_itself_the_pair_still_speaks() 
 
 /// A server on the internet, and two machines in one LAN behind a router.
 struct Home {
+    clients: [Node; 2],
     world: World,
     router: Arc<Netns>,
     _lan: Lan,
-    clients: [Node; 2],
 }
 
 fn home() -> Home {
@@ -285,7 +306,7 @@ fn home() -> Home {
     });
     router.sysctl("ipv4/ip_forward", "1").expect("a setting");
     router.run(|| eps_actor::io::nft::masquerade("eth0")).expect("rules");
-    Home { world, router, _lan: lan, clients }
+    Home { clients, world, router, _lan: lan }
 }
 
 #[test]
@@ -339,7 +360,7 @@ fn n_08_two_in_one_lan_find_each_other_with_the_server_cut_off() {
     if !can_make_networks() {
         return;
     }
-    let _turn = alone();
+    let _turn = beside();
     let home = home();
     let [ada, bob] = &home.clients;
     let line = home.world.start_server(&[]);
@@ -354,7 +375,7 @@ fn n_08_two_in_one_lan_find_each_other_with_the_server_cut_off() {
     for client in [ada, bob] {
         client.stop().expect("stopped");
     }
-    run_cut(&home.router);
+    home.router.set_link("eth0", false).expect("the cable is pulled");
     for (found, more) in [(false, "--lan-discovery=false"), (true, "--lan-discovery=true")] {
         // Other ports than anybody knows.
         ada.start(&["--upnptimeout", "0", "--listen-port", "5001", more]).expect("started");
@@ -380,13 +401,9 @@ fn n_08_two_in_one_lan_find_each_other_with_the_server_cut_off() {
     }
 }
 
-fn run_cut(router: &Netns) {
-    router.set_link("eth0", false).expect("the cable is pulled");
-}
-
 #[test]
 fn n_11_over_ipv6_alone_by_relay_between_the_families_and_with_one_family_broken() {
-    if !can_make_networks() {
+    if !can_make_networks() || !has_program("iptables") {
         return;
     }
     let _turn = alone();
@@ -428,22 +445,26 @@ fn n_11_over_ipv6_alone_by_relay_between_the_families_and_with_one_family_broken
         let start = Instant::now();
         let answered = ping(one, other, to);
         until("the way", || state_of(one, &other.name) == wanted);
-        println!("N-11: {} to {}: {wanted} after {:.0} ms, {answered:?} a ping", one.name, other.name, ms(start.elapsed()));
+        println!(
+            "N-11: {} to {}: {wanted} after {:.0} ms, {answered:?} a ping",
+            one.name,
+            other.name,
+            ms(start.elapsed())
+        );
     }
     // It has an address of IPv4 and a route, and nothing passes.
-    run_in_if(&dual.ns);
+    run_in(&dual.ns, "iptables -A OUTPUT -o eth0 -j DROP");
     let to = join(dual, &line, &ALONE);
     until("the pair to know each other", || state_of(six, "dual") == "idle");
     let start = Instant::now();
     let answered = six.ping(to, SOON).map(|_| start.elapsed()).expect("an answer");
     wait_for_direct(six, "dual");
-    println!("N-11: to one whose IPv4 is broken: answered after {:.0} ms, direct after {:.0} ms", ms(answered), ms(start.elapsed()));
+    println!(
+        "N-11: to one whose IPv4 is broken: answered after {:.0} ms, direct after {:.0} ms",
+        ms(answered),
+        ms(start.elapsed())
+    );
     assert!(answered <= Duration::from_millis(300 + 300), "{answered:?}");
-}
-
-/// Nothing of IPv4 leaves this machine, though it has an address.
-fn run_in_if(ns: &Netns) {
-    run_in(ns, "iptables -A OUTPUT -o eth0 -j DROP");
 }
 
 #[test]
@@ -451,7 +472,7 @@ fn n_14_the_self_test_prints_the_grid_and_it_is_as_expected() {
     if !can_make_networks() {
         return;
     }
-    let _turn = alone();
+    let _turn = beside();
     let kinds = if is_long() { "none,full,addr,port,hard,double,blocked" } else { "none,port,hard" };
     let mut command = Command::new(BIN);
     command.args(["selftest", "nat", "--json", "--kinds", kinds]).env_remove("EPS_JOIN");

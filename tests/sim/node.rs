@@ -19,8 +19,8 @@ use eps_actor::proto::link::{Node, no_psk};
 use eps_actor::proto::map::MemberMap;
 use eps_actor::proto::nat::NatReport;
 use eps_actor::proto::noise::Identity;
-use eps_actor::proto::punch::SPRAY_OPEN;
 use eps_actor::proto::peers::{self, PeerDescription, Peers, credentials};
+use eps_actor::proto::punch::SPRAY_OPEN;
 use eps_actor::proto::records::{MemberRecord, NetworkRecord, StoreOp, StoredState};
 use eps_actor::proto::server_link::{self, Pinned, Refusal, ServerLink};
 use eps_actor::proto::session::{Epoch, Owner, Session};
@@ -741,7 +741,15 @@ impl Server {
         let (secret, signer) = (seed(rng), seed(rng));
         let network = NetworkRecord { id: NetworkId(rng.next_u64()), version: 0, epoch: 1, next_serial: 1, boots: 0 };
         let state = StoredState { network: Some(network), ..StoredState::default() };
-        Self { secret, signer, key: identity(&secret).public, open, second_port: super::PORT + 1, disk: Disk { state }, run: None }
+        Self {
+            secret,
+            signer,
+            key: identity(&secret).public,
+            open,
+            second_port: super::PORT + 1,
+            disk: Disk { state },
+            run: None,
+        }
     }
 
     pub fn start(&mut self, now: Instant, rng: &mut StdRng) {
@@ -757,7 +765,13 @@ impl Server {
             network_id: network.id,
         });
         let pool = pool.expect("the pool's settings are good");
-        let settings = Settings { open: self.open, rights: BTreeMap::new(), prefix4: 24, prefix6: 64, second_port: self.second_port };
+        let settings = Settings {
+            open: self.open,
+            rights: BTreeMap::new(),
+            prefix4: 24,
+            prefix6: 64,
+            second_port: self.second_port,
+        };
         let signer = Signer::from_seed(&Zeroizing::new(self.signer));
         let parts = (node, signer, pool, settings);
         let core = Coordinator::new(parts, network, self.disk.state.clone(), (now, 1_700_000_000), seed(rng));

@@ -223,7 +223,8 @@ fn s_20_an_address_that_all_peers_claim_to_have_gets_few_datagrams() {
     let captured = sim.capture.take().expect("captured");
     let sent: Vec<Instant> =
         captured.iter().filter(|c| c.from == Place::Client(anna) && c.to.ip() == victim.ip()).map(|c| c.at).collect();
-    let most = sent.iter().map(|at| sent.iter().filter(|other| **other >= *at && **other - *at < secs(1)).count()).max();
+    let most =
+        sent.iter().map(|at| sent.iter().filter(|other| **other >= *at && **other - *at < secs(1)).count()).max();
     println!("S-20 (simulated): {} to the victim in two minutes, {most:?} in the worst second", sent.len());
     assert!(!sent.is_empty() && sent.len() <= 2000);
     assert!(most <= Some(20), "{most:?}");

@@ -51,9 +51,7 @@ pub(super) fn prepare() -> Result<bool> {
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
     tun.map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied => {
-            anyhow::anyhow!(
-                "no permission to open /dev/net/tun: run it with sudo, or `chmod 0666 /dev/net/tun`"
-            )
+            anyhow::anyhow!("no permission to open /dev/net/tun: run it with sudo, or `chmod 0666 /dev/net/tun`")
         }
         _ => anyhow::anyhow!(
             "cannot open /dev/net/tun ({error}): load it with `modprobe tun`; a container must be given it"

@@ -273,7 +273,7 @@ mod tests {
         assert!(!hears(&client));
         client.send_to(b"out", "192.0.2.2:5000").expect("sent");
         let mut buffer = [0; 10];
-        let from = std::iter::from_fn(|| Some(far.recv_from(&mut buffer))).find_map(Result::ok).expect("a datagram").1;
+        let from = far.recv_from(&mut buffer).expect("a datagram").1;
         assert_ne!(from.port(), 5000, "that is the router's own by now");
     }
 

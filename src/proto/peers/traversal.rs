@@ -22,6 +22,8 @@ const GO_BETWEENS: usize = 3;
 const PASSED_PER_SECOND: u32 = 10;
 /// One peer's word leads to a new call of another at most this often.
 const CALLED_EVERY: Duration = Duration::from_secs(1);
+/// Initiations that go by the relay, and not to addresses that only the server saw.
+const RELAY_FIRST: u32 = 3;
 /// Neighbours are believed to have moved at most this often.
 const NEIGHBOUR_EVERY: Duration = Duration::from_secs(1);
 
@@ -52,9 +54,8 @@ impl Traversal {
     /// One spray at a time, and one in ten minutes with the same peer.
     fn may_spray(&mut self, idx: PeerIdx, now: Instant) -> bool {
         self.sprayed.retain(|_, at| now.saturating_duration_since(*at) < SPRAY_EVERY);
-        let may = self.hard_nat
-            && self.spraying_until.is_none_or(|until| now >= until)
-            && !self.sprayed.contains_key(&idx);
+        let may =
+            self.hard_nat && self.spraying_until.is_none_or(|until| now >= until) && !self.sprayed.contains_key(&idx);
         if may {
             self.spraying_until = Some(now + SPRAY_OPEN);
             self.sprayed.insert(idx, now);
@@ -76,6 +77,8 @@ pub(super) struct PeerWay {
     neighbour: Option<(SocketAddr, Instant)>,
     pub(super) lan_hash: [u8; 8],
     called: Option<Instant>,
+    /// Initiations since the last session.
+    dials: u32,
 }
 
 impl PeerWay {
@@ -86,6 +89,10 @@ impl PeerWay {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let spray = self.spray.as_ref().and_then(Spray::poll_timeout);
         [self.punch.poll_timeout(), spray].into_iter().flatten().min()
+    }
+
+    pub(super) fn connected(&mut self) {
+        self.dials = 0;
     }
 
     pub(super) fn settled(&mut self) {
@@ -151,9 +158,11 @@ impl Peers {
 
     /// The direct addresses that an initiation goes to. What only the server saw is left to [`Punch`] where there is a
     /// relay: a datagram that comes too early could spoil the hole.
-    pub(super) fn dial_list(&self, idx: PeerIdx) -> Vec<SocketAddr> {
-        let Some(peer) = self.peers.get(&idx) else { return Vec::new() };
-        let has_relay = self.server.is_some() && peer.channel.is_some();
+    pub(super) fn dial_list(&mut self, idx: PeerIdx) -> Vec<SocketAddr> {
+        let Some(peer) = self.peers.get_mut(&idx) else { return Vec::new() };
+        peer.way.dials = peer.way.dials.saturating_add(1);
+        // A relay that leads nowhere is none.
+        let has_relay = self.server.is_some() && peer.channel.is_some() && peer.way.dials <= RELAY_FIRST;
         let early = |candidate: &&Candidate| {
             !has_relay || matches!(candidate.kind, CandidateKind::Host | CandidateKind::Mapped)
         };
@@ -317,8 +326,10 @@ impl Peers {
     pub(super) fn handle_nat(&mut self, idx: PeerIdx, message: NatMessage, now: Instant) {
         match message {
             NatMessage::NatIs(kind) => {
-                if let Some(peer) = self.peers.get_mut(&idx) {
-                    peer.way.nat = kind;
+                if let Some(peer) = self.peers.get_mut(&idx)
+                    && std::mem::replace(&mut peer.way.nat, kind) != kind
+                {
+                    self.outputs.push_back(Output::Changed);
                 }
             }
             NatMessage::PunchAt { delay_ms, purpose, about, candidates, .. } => match purpose {
@@ -370,9 +381,11 @@ impl Peers {
         let reached = |peer: &&super::Peer| {
             peer.idx != wanted
                 && peer.link.session().is_some()
-                && peer.paths.active().and_then(|route| peer.paths.get(&route)).is_some_and(|path| {
-                    path.route.is_direct() && path.state == State::Valid
-                })
+                && peer
+                    .paths
+                    .active()
+                    .and_then(|route| peer.paths.get(&route))
+                    .is_some_and(|path| path.route.is_direct() && path.state == State::Valid)
         };
         let asked: Vec<_> = self.peers.values().filter(reached).map(|peer| peer.idx).take(GO_BETWEENS).collect();
         asked.into_iter().for_each(|idx| self.introduce_by(idx, wanted, Purpose::PassOn));
@@ -421,7 +434,11 @@ impl Peers {
         }
         peer.way.called = Some(now);
         peer.candidates = candidates;
-        if peer.link.is_initiating() { peer.link.restart(now) } else { peer.link.start(now) }
+        if peer.link.is_initiating() {
+            peer.link.restart(now)
+        } else {
+            peer.link.start(now)
+        }
         self.reschedule(idx);
         true
     }
