@@ -208,7 +208,9 @@ fn a_hole_that_was_found_carries_frames_both_ways_and_stays_open() {
         if outcome.direct.is_some() {
             break;
         }
-        [&a, &b].map(|house| house.node.stop().expect("stopped"));
+        for house in [&a, &b] {
+            house.node.stop().expect("stopped");
+        }
     }
     until("both to use it", || state_of(&b.node, "hard") == "direct");
     let (there, back) = (address(&b.node), address(&a.node));
@@ -345,7 +347,8 @@ fn n_07_two_in_one_lan_behind_a_router_use_their_own_addresses_with_and_without_
             assert!(ada.ping(to, SOON).is_some());
         }
         let server = [198, 51, 100, 1];
-        let through = capture.frames().iter().filter(|captured| {
+        let frames = capture.frames();
+        let through = frames.iter().filter(|captured| {
             let frame = &captured.frame;
             udp_payload(frame).is_some_and(|(_, _, payload)| payload.first() == Some(&0xe0))
                 || (udp_payload(frame).is_some() && frame[26..30] != server && frame[30..34] != server)
