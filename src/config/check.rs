@@ -112,8 +112,9 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let log = check.log(raw.log.as_ref(), super::SERVER_LOG, how);
     let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
     let next = port.unwrap_or(super::PORT).checked_add(1).unwrap_or(0);
-    let nat_port = check.number(raw.nat_port.as_ref(), "nat_port", 0..=65535, next, "; 0 listens on none");
-    let nat_port = check.not_the_same(nat_port, port, raw.nat_port.as_ref());
+    let written = raw.nat_port.as_ref().filter(|node| !matches!(node.value, Value::None));
+    let nat_port = check.number(written, "nat_port", 0..=65535, next, "; 0 listens on none");
+    let nat_port = check.not_the_same(nat_port, port, written);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     if open == Some(true) {

@@ -91,7 +91,8 @@ pub struct ServerOptions {
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
-    /// UDP port that members ask from where it sees them; 0 listens on none [default: 43440], the one after --port
+    /// UDP port that members ask from where it sees them, the one after --port if none is named; 0 listens on none
+    /// [default: none]
     #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
     pub nat_port: Option<String>,
 }

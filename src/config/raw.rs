@@ -138,7 +138,7 @@ keys! {
         log_max_age: String,
         log_keep: u16,
         upnptimeout: u16,
-        nat_port: u16,
+        nat_port: Option<u16>,
     }
 }
 
