@@ -51,7 +51,7 @@ fn both_ends_of_a_pair_behind_hard_nats_tell_that_they_sent_and_nothing_came() {
     let [anna] = sim.home(Nat::HARD, ["anna"]);
     let [ben] = sim.home(Nat::HARD, ["ben"]);
     sim.start();
-    sim.ping(anna, ben);
+    sim.ask(anna, ben, Question::Ping);
     sim.run_for(Duration::from_secs(5));
     for (from, to) in [(anna, ben), (ben, anna)] {
         let Answer::Why(side) = sim.ask(from, to, Question::Why) else { panic!("no account") };
@@ -68,7 +68,7 @@ fn who_was_never_there_has_no_session_and_who_went_is_silent() {
     sim.start();
     sim.crash_client(ben);
     assert_eq!(sim.ask(anna, ben, Question::Ping), Answer::NoSession);
-    sim.ping(anna, carl);
+    sim.ask(anna, carl, Question::Ping);
     sim.crash_client(carl);
     assert_eq!(sim.ask(anna, carl, Question::Why), Answer::Silence);
 }
