@@ -1027,15 +1027,15 @@ impl Peers {
             self.note_proof(idx, route);
         }
         let Some(peer) = self.peers.get_mut(&idx) else { return };
-        if let Some(PathEvent::Suspected(route)) = event
-            && !route.is_direct()
-            && peer.lookup.is_none()
-        {
-            // Perhaps the channel is gone at the server; asking gives the one that holds.
-            peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
+        if let Some(PathEvent::Suspected(route)) = event {
+            if route.is_direct() {
+                self.path_was_lost(idx, route, now);
+            } else if peer.lookup.is_none() {
+                // Perhaps the channel is gone at the server; asking gives the one that holds.
+                peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
+            }
         }
         if let Some(PathEvent::Lost(route)) = event {
-            self.path_was_lost(idx, route, now);
             let peer = self.name(idx);
             self.event(Event::PathLost { peer, route });
             self.begin_punch(idx, now);
