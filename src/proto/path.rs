@@ -1017,7 +1017,7 @@ mod tests {
             while world.paths.active() == Some(direct(1)) {
                 world.paths.heard(&direct(1), 1000, world.now);
                 let since = world.now - cut;
-                if asks_us && since >= SILENCE_MIN && since.as_millis() % 100 == 0 {
+                if asks_us && since >= SILENCE_MIN && since.as_millis().is_multiple_of(100) {
                     world.paths.probed(&direct(1), world.now);
                 }
                 world.run(Duration::from_millis(10));
