@@ -73,6 +73,7 @@ async fn look_around(shared: &ClientShared) -> Surroundings {
     let mut side = Side::default();
     side.set(Side::ATTACHED, server.attached);
     side.set(Side::DEVICE, shared.slot.get().is_some());
+    side.set(Side::HARD_NAT, shared.config.hard_nat);
     let by_tcp = server.attached && server.endpoint.is_some_and(|endpoint| endpoint.uplink == UplinkId::TCP);
     side.set(Side::BY_TCP, by_tcp);
     let towards = |ip: IpAddr| {

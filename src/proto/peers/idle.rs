@@ -37,7 +37,7 @@ impl Idle {
 }
 
 impl Peers {
-    /// A path to a peer fell silent.
+    /// A direct path to a peer fell silent.
     pub(super) fn path_was_lost(&mut self, idx: PeerIdx, route: Route, now: Instant) {
         let epoch = self.epoch;
         let Some(peer) = self.peers.get_mut(&idx).filter(|_| route.is_direct()) else { return };

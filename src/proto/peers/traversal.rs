@@ -189,7 +189,7 @@ impl Peers {
     /// Sends a probe. Who was only seen must have paid for it.
     pub(super) fn send_probe(&mut self, idx: PeerIdx, route: Route, datagram: Vec<u8>, now: Instant) {
         let Some(peer) = self.peers.get(&idx) else { return };
-        let is_proven = peer.paths.get(&route).is_some_and(|path| path.state != State::Candidate);
+        let is_proven = peer.paths.get(&route).is_some_and(|path| path.proven.is_some());
         if is_proven || !route.is_direct() {
             self.send(route, datagram);
             return;
