@@ -87,9 +87,11 @@ fn n_02_n_03_all_pairs_but_hard_ones_are_direct_in_two_seconds() {
 }
 
 #[test]
-fn n_04_of_twenty_pairs_hard_and_port_restricted_sixteen_are_direct_in_eight_seconds_and_none_where_that_is_off() {
+fn n_04_four_of_five_pairs_hard_and_port_restricted_are_direct_in_eight_seconds_and_none_where_that_is_off() {
+    // Chance has a part in it: with twenty, one try in ten would miss the mark that it makes in the long run.
+    const PAIRS: u64 = 60;
     let mut times = Vec::new();
-    for seed in 0..20 {
+    for seed in 0..PAIRS {
         let (one, other) = (Some(Nat::HARD), Some(Nat::HOME));
         let (mut sim, both) = if seed % 2 == 0 { pair(200 + seed, one, other) } else { pair(200 + seed, other, one) };
         times.extend(direct_within(&mut sim, both, secs(8)));
@@ -102,8 +104,8 @@ fn n_04_of_twenty_pairs_hard_and_port_restricted_sixteen_are_direct_in_eight_sec
         }
     }
     times.sort();
-    println!("N-04 (simulated): {} of 20 direct, after {:?} to {:?}", times.len(), times[0], times[times.len() - 1]);
-    assert!(times.len() >= 16, "{times:?}");
+    println!("N-04 (simulated): {} of {PAIRS} direct, after {:?} to {:?}", times.len(), times[0], times[times.len() - 1]);
+    assert!(times.len() as u64 * 5 >= PAIRS * 4, "{times:?}");
 
     let (mut sim, both) = pair(250, Some(Nat::HARD), Some(Nat::HOME));
     for client in both {
