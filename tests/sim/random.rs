@@ -296,10 +296,13 @@ impl Run {
         }
         self.sim.run_for(Duration::from_secs(370));
         let before = self.sim.datagrams;
+        self.sim.kinds.clear();
         self.sim.run_for(Duration::from_secs(60));
         let rest = (self.sim.datagrams - before) as f64 / 60.0 / clients;
         if rest > 0.5 {
-            self.sim.fail(&format!("{rest:.2} datagrams per client and second in a network that nobody uses"));
+            let kinds = &self.sim.kinds;
+            let text = format!("{rest:.2} datagrams per client and second in a network that nobody uses: {kinds:02x?}");
+            self.sim.fail(&text);
         }
         rate
     }
