@@ -1149,7 +1149,8 @@ impl Peers {
                 self.send(route, datagram.clone());
             }
         }
-        let ways: Vec<_> = list.into_iter().flat_map(|addr| endpoints_to(addr, &self.uplinks)).map(Route::direct).collect();
+        let ways: Vec<_> =
+            list.into_iter().flat_map(|addr| endpoints_to(addr, &self.uplinks)).map(Route::direct).collect();
         for route in ways {
             if sent.insert(route) {
                 self.send_unproven(route, datagram.clone(), now);

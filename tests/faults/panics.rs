@@ -12,7 +12,15 @@ use crate::load::Load;
 use crate::stage::{SOON, Stage, alone, is_long, ms, status, until};
 
 const CLIENT: [&str; 12] = [
-    "tap_reader", "udp_path", "tcp_dial", "peer_table", "server_link", "mac_learning", "neighbours", "upnp", "names",
+    "tap_reader",
+    "udp_path",
+    "tcp_dial",
+    "peer_table",
+    "server_link",
+    "mac_learning",
+    "neighbours",
+    "upnp",
+    "names",
     "routes",
     "stats",
     "control",

@@ -217,7 +217,7 @@ fn a_log_file_has_the_layout_of_the_manual_and_takes_what_the_terminal_would() {
     assert!(log.contains("\nserver: 192.168.43.0/24, "), "{log}");
     assert!(log.contains("\nactor ") && log.contains("coordinator"), "{log}");
     world.server.stop().expect("stopped");
-    assert!(read(&file).trim_end().ends_with("info - SIGTERM: ending"), "{}", read(&file));
+    assert!(read(&file).contains("info - SIGTERM: ending\n"), "{}", read(&file));
     assert!(!world.server.log().contains("SIGTERM"), "standard error has it, too");
 }
 
@@ -247,8 +247,10 @@ fn json_lines_have_a_time_with_a_zone_a_level_a_target_and_a_message() {
     start(&world.server, &["--log-format", "json"]);
     world.invite(true);
     world.server.stop().expect("stopped");
-    let last = world.server.log().lines().last().expect("a line").to_owned();
-    assert_eq!(serde_json::from_str::<Value>(&last).expect("JSON")["message"], "SIGTERM: ending");
+    let messages = world.server.log();
+    let mut messages =
+        messages.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["message"].clone());
+    assert!(messages.any(|message| message == "SIGTERM: ending"));
 }
 
 #[test]

@@ -104,7 +104,12 @@ fn n_04_four_of_five_pairs_hard_and_port_restricted_are_direct_in_eight_seconds_
         }
     }
     times.sort();
-    println!("N-04 (simulated): {} of {PAIRS} direct, after {:?} to {:?}", times.len(), times[0], times[times.len() - 1]);
+    println!(
+        "N-04 (simulated): {} of {PAIRS} direct, after {:?} to {:?}",
+        times.len(),
+        times[0],
+        times[times.len() - 1]
+    );
     assert!(times.len() as u64 * 5 >= PAIRS * 4, "{times:?}");
 
     let (mut sim, both) = pair(250, Some(Nat::HARD), Some(Nat::HOME));
