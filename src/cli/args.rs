@@ -32,6 +32,7 @@ pub struct Arguments {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one of them in a process")]
 pub enum Command {
     /// Run the server of a network: admits members, introduces them to each other, relays for them
     #[command(after_help = "\

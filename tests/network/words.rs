@@ -190,6 +190,7 @@ fn why_has_the_right_verdict_for_each_of_fifteen_set_ups() {
         client.ns.sysctl("ipv6/conf/default/disable_ipv6", "1").expect("a setting");
         let more: &[&str] = match client.name.as_str() {
             "dora" => &["--direct=false"],
+            "hana" => &["--hard-nat=false"],
             "rita" | "rolf" => &["--lan=false"],
             _ => &[],
         };
