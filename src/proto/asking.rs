@@ -118,7 +118,7 @@ impl Asking {
     /// All questions to a peer end with this answer.
     pub fn end_all(&mut self, peer: PeerIdx) -> Vec<u64> {
         let ids: Vec<u64> = self.0.iter().filter(|(_, waiting)| waiting.peer == peer).map(|(id, _)| *id).collect();
-        ids.iter().for_each(|id| drop(self.0.remove(id)));
+        self.0.retain(|_, waiting| waiting.peer != peer);
         ids
     }
 
@@ -134,7 +134,7 @@ impl Asking {
             .filter(|(_, waiting)| now >= waiting.end)
             .map(|(id, waiting)| (*id, if waiting.sent.is_some() { Answer::Silence } else { Answer::NoSession }))
             .collect();
-        over.iter().for_each(|(id, _)| drop(self.0.remove(id)));
+        self.0.retain(|_, waiting| now < waiting.end);
         over
     }
 }
