@@ -54,7 +54,7 @@ const LISTEN_EVERY: Duration = Duration::from_millis(100);
 /// Probes of the other end that follow each other so fast are a burst: it hears nothing of what we send.
 const URGENT: Duration = Duration::from_millis(250);
 /// They make us ask back no oftener than this.
-const URGE_EVERY: Duration = Duration::from_secs(3);
+const URGE_EVERY: Duration = Duration::from_secs(1);
 /// A burst asks at these times, then each [`BURST_STEP`], until the path's patience is over.
 const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(200)];
 const BURST_STEP: Duration = Duration::from_millis(200);
@@ -64,8 +64,9 @@ const PATIENCE_MAX: Duration = Duration::from_secs(3);
 /// Probes in a row without a reply that a path survives as long as something comes by it: datagrams that come do not
 /// say that ours get there.
 const DEAF_MAX: u32 = 2;
-/// How often a suspect path is asked, and for how long until it is dead.
-const PROBE_SUSPECT: Duration = Duration::from_millis(250);
+/// How often a suspect path is asked, so that the other end takes it for [urgent](URGENT), and for how long until it is
+/// dead.
+const PROBE_SUSPECT: Duration = Duration::from_millis(200);
 const SUSPECT_MAX: Duration = Duration::from_secs(5);
 /// Waits between the probes of a dead path: the first, doubled up to the last; while frames pass, no more than makes it
 /// used again within ten seconds of its repair.

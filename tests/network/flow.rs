@@ -122,13 +122,13 @@ impl Outcome {
         self.arrived.iter().filter(|(_, at)| time.contains(at)).count()
     }
 
-    /// Packets that came after one that was sent later.
-    pub fn reordered(&self) -> usize {
+    /// Packets that came in a time, after one that was sent later.
+    pub fn reordered(&self, time: Range<Instant>) -> usize {
         let mut highest = 0;
-        let late = |(number, _): &&(usize, Instant)| {
+        let late = |(number, at): &&(usize, Instant)| {
             let is_late = *number < highest;
             highest = highest.max(*number);
-            is_late
+            is_late && time.contains(at)
         };
         self.arrived.iter().filter(late).count()
     }

@@ -528,6 +528,10 @@ impl Run {
             let mut datagram = vec![0; Session::sealed_len(frame.len(), usize::MAX)];
             datagram[HEADER_LEN..HEADER_LEN + frame.len()].copy_from_slice(&frame);
             if session.seal_frame(false, &mut datagram, frame.len()).is_ok() {
+                // What the data path counts.
+                member.iter().flat_map(|member| &member.paths).filter(|path| path.route == route).for_each(|path| {
+                    path.meter.sent(1, datagram.len() as u64);
+                });
                 session.meter.transmitted(1, frame.len() as u64, self.epoch.ms(now));
                 out.push_back(self.send(route, datagram));
                 return;
@@ -628,6 +632,10 @@ impl Run {
         }
         let eps_actor::proto::session::Owner::Peer(idx) = session.owner else { return Err(DropReason::Malformed) };
         let member = self.members.get(&idx).ok_or(DropReason::UnknownPeer)?;
+        if let Some(path) = member.paths.iter().find(|path| path.route == route) {
+            path.meter.came(1, frame.len() as u64);
+            path.meter.heard(self.epoch.ms(now));
+        }
         if member.route != Some(route) {
             peers.seen_from(idx, route, now);
         }
