@@ -32,6 +32,8 @@ const SERVER_PATIENCE: Duration = Duration::from_millis(900);
 const TCP_PATIENCE: Duration = Duration::from_millis(700);
 /// The other end's account; it asks its server first.
 const ACCOUNT_PATIENCE: Duration = Duration::from_millis(2800);
+/// What the peer table does is published by then.
+const PUBLISHED: Duration = Duration::from_millis(50);
 /// What was found out holds for so long.
 const KEPT: Duration = Duration::from_secs(3);
 /// Sockets asked with where each destination has another port: three pairs tell chance from steps.
@@ -132,12 +134,15 @@ pub async fn why(request: &Value, shared: &ClientShared, table: &Address<PeerTab
     let who = request["peer"].as_str().ok_or("why: which peer?")?;
     let peer = match find(shared, who) {
         Ok(peer) => peer,
-        Err(error @ NoPeer::Oneself) => return Err(error.to_string()),
-        Err(NoPeer::Unknown { known, .. }) => return Ok(nobody(who, Membership::Unknown(known))),
-        Err(NoPeer::Removed { .. }) => return Ok(nobody(who, Membership::Removed)),
+        Err(error) => return nobody(who, error),
     };
     let attached = shared.views.server.load().attached;
-    let known = own_account(table, &peer).await.ok_or("the peer table was restarted; try again")?;
+    let Some(known) = own_account(table, &peer).await else {
+        // It was removed in this moment, which is published in the next.
+        smol::Timer::after(PUBLISHED).await;
+        let error = find(shared, who).err().ok_or("the peer table was restarted; try again")?;
+        return nobody(who, error);
+    };
     // Somebody who is idle stays so: that nothing was sent is the whole story.
     let idle = peer.session.is_none() && peer.state == PeerState::Idle;
     let asks = peer.session.is_some() || peer.state == PeerState::Searching || (!attached && known.cached);
@@ -205,10 +210,14 @@ async fn overlap(shared: &ClientShared) -> Option<Overlap> {
     })
 }
 
-fn nobody(who: &str, membership: Membership) -> Value {
+fn nobody(who: &str, error: NoPeer) -> Result<Value, String> {
+    let membership = match error {
+        NoPeer::Oneself => return Err(error.to_string()),
+        NoPeer::Unknown { known, .. } => Membership::Unknown(known),
+        NoPeer::Removed { .. } => Membership::Removed,
+    };
     let facts = Facts { peer: who.to_owned(), membership, ..Facts::default() };
-    let verdict = judge(&facts);
-    words_of(who, &verdict)
+    Ok(words_of(who, &judge(&facts)))
 }
 
 fn words_of(peer: &str, verdict: &Verdict) -> Value {

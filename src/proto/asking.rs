@@ -118,9 +118,7 @@ impl Asking {
     /// All questions to a peer end with this answer.
     pub fn end_all(&mut self, peer: PeerIdx) -> Vec<u64> {
         let ids: Vec<u64> = self.0.iter().filter(|(_, waiting)| waiting.peer == peer).map(|(id, _)| *id).collect();
-        for id in &ids {
-            self.0.remove(id);
-        }
+        self.0.retain(|_, waiting| waiting.peer != peer);
         ids
     }
 
@@ -136,9 +134,7 @@ impl Asking {
             .filter(|(_, waiting)| now >= waiting.end)
             .map(|(id, waiting)| (*id, if waiting.sent.is_some() { Answer::Silence } else { Answer::NoSession }))
             .collect();
-        for (id, _) in &over {
-            self.0.remove(id);
-        }
+        self.0.retain(|_, waiting| now < waiting.end);
         over
     }
 }

@@ -324,6 +324,20 @@ impl Paths {
         }
     }
 
+    /// Our ways out have changed, and what was proven may be no more: every direct path is suspect until it answers.
+    pub fn doubt(&mut self, now: Instant) -> Vec<PathEvent> {
+        let mut events = Vec::new();
+        for path in self.list.iter_mut().filter(|path| path.route.is_direct() && path.state == State::Valid) {
+            (path.state, path.silent_since, path.burst, path.probe_at) = (State::Suspect, now, None, now);
+            if self.active == Some(path.route) {
+                self.doubted = Some(path.route);
+            }
+            events.push(PathEvent::Suspected(path.route));
+        }
+        self.choose(now);
+        events
+    }
+
     /// When there is something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.list.iter().map(|path| path.probe_at).min()

@@ -57,8 +57,8 @@ fn ping_wakes_an_idle_peer_shows_the_path_of_each_answer_and_the_upgrade_and_say
     assert!(last["via"]["address"].as_str().is_some_and(|to| to.starts_with("198.51.100.3:")), "{last}");
     assert!(last["seen_as"].as_str().is_some_and(|own| own.starts_with("198.51.100.2:")), "{last}");
     if pings[0]["via"]["kind"] == "relay" {
-        let upgrades = events.iter().filter(|event| event["event"] == "path" && event["route"]["kind"] == "direct");
-        let upgrade = upgrades.last().expect("the upgrade is told");
+        let mut upgrades = events.iter().filter(|event| event["event"] == "path" && event["route"]["kind"] == "direct");
+        let upgrade = upgrades.next_back().expect("the upgrade is told");
         assert_eq!((&upgrade["from"]["kind"], &upgrade["route"]), (&json!("relay"), &last["via"]), "{upgrade}");
     }
     let sum = events.last().expect("a sum");

@@ -75,6 +75,13 @@ impl Peers {
             peer.paths.begin_rounds(now);
             peer.paths.wake(now);
             peer.probing = true;
+            if moved {
+                // The routers on the way may take us for somebody else: frames go by the relay, too, until a reply comes.
+                let before = peer.paths.active();
+                for event in peer.paths.doubt(now) {
+                    self.paths_changed(idx, before, Some(event), now);
+                }
+            }
             self.reschedule(idx);
         }
         if moved {
