@@ -191,7 +191,7 @@ fn why_has_the_right_verdict_for_each_of_fifteen_set_ups() {
         let more: &[&str] = match client.name.as_str() {
             "dora" => &["--direct=false"],
             "hana" => &["--hard-nat=false"],
-            "rita" | "rolf" => &["--lan=false"],
+            "rita" | "rolf" => &["--lan=false", "--lan-discovery=false"],
             _ => &[],
         };
         client.start(&[&["--join", &line], more].concat()).expect("started");
