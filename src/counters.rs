@@ -92,6 +92,14 @@ drop_reasons! {
     MailboxFull = "mailbox_full",
     /// The actor that should act is being restarted.
     NoActor = "no_actor",
+    /// The socket it should have left by is gone, with its interface or address.
+    NoUplink = "no_uplink",
+    /// A tunnel's copy of a packet that came by another path before. Every path but one has them: that is no loss.
+    Duplicate = "duplicate",
+    /// A packet for the other end of a tunnel, which has not been heard of, or is silent.
+    NoEndpoint = "no_endpoint",
+    /// Somebody who speaks to a tunnel is not made an endpoint: there are enough.
+    EndpointsFull = "endpoints_full",
 }
 
 macro_rules! counters {
@@ -221,6 +229,20 @@ counters! {
     connections_dropped,
     /// Scorecards and maps that could not be written.
     output_failures,
+    /// Datagrams sent by a further path, as copies of others.
+    copies_sent,
+    /// Bytes of datagrams sent by a further path, as copies of others.
+    copies_sent_bytes,
+    /// Copies that came by a further path after the first; no frames are lost by them.
+    copies_received,
+    /// Frames sent in fragments of our own, because they are too long for the path.
+    cut_frames,
+    /// Frames that came in fragments and were put together.
+    joined_frames,
+    /// "Packet too big" told to hosts at the TAP.
+    too_big_told,
+    /// TCP connections whose segments were made to fit the path.
+    mss_clamped,
 }
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use blake2::{Blake2s256, Digest};
@@ -112,8 +113,20 @@ impl UplinkId {
     pub const UDP4: Self = Self(0);
     /// The UDP socket for IPv6.
     pub const UDP6: Self = Self(1);
+    /// Sockets for the uplinks that the configuration names.
+    pub const FURTHER: RangeInclusive<u8> = 16..=31;
+    /// Sockets that hole punching keeps.
+    pub const PUNCHED: RangeInclusive<u8> = 32..=63;
     /// A TCP connection, named by its remote address.
     pub const TCP: Self = Self(255);
+    /// At a server: the sockets of its second port, where members ask how they are seen.
+    pub const OBSERVER4: Self = Self(32);
+    pub const OBSERVER6: Self = Self(33);
+
+    /// Whether this is a socket of a server's second port.
+    pub fn is_observer(self) -> bool {
+        self == Self::OBSERVER4 || self == Self::OBSERVER6
+    }
 }
 
 impl Endpoint {
@@ -122,6 +135,16 @@ impl Endpoint {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         let uplink = if addr.is_ipv4() { UplinkId::UDP4 } else { UplinkId::UDP6 };
         Self { uplink, addr }
+    }
+
+    /// The endpoint of a TCP connection to an address.
+    pub fn tcp(addr: SocketAddr) -> Self {
+        Self { uplink: UplinkId::TCP, addr: SocketAddr::new(addr.ip().to_canonical(), addr.port()) }
+    }
+
+    /// Whether it is one of UDP, by whichever socket.
+    pub fn is_udp(&self) -> bool {
+        self.uplink != UplinkId::TCP
     }
 }
 

@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use foldhash::quality::RandomState;
 
 use crate::ids::{Endpoint, MacAddr, PeerIdx, PublicKey, Route, SessionIndex, VlanId};
+use crate::proto::estimate::PathMeter;
 use crate::proto::guard::{PeerCredentials, StormBudget};
+use crate::proto::mtu::Fit;
+use crate::proto::multipath::Plan;
 use crate::proto::session::{Meter, Session};
 use crate::wire::ethernet::FrameView;
 
@@ -140,6 +143,21 @@ pub type Sessions = HashMap<SessionIndex, Arc<Session>, RandomState>;
 pub struct Outlet {
     pub session: Arc<Session>,
     pub route: Route,
+    /// Of the path that is the route.
+    pub meter: Arc<PathMeter>,
+    /// Where several paths are used.
+    pub plan: Option<Plan>,
+    /// What the route carries in one datagram.
+    pub fit: Fit,
+}
+
+/// A path by which a peer's datagrams may come.
+#[derive(Debug, Clone)]
+pub struct Inlet {
+    pub route: Route,
+    pub meter: Arc<PathMeter>,
+    /// The path is proven, so that nobody need be told of it.
+    pub is_valid: bool,
 }
 
 /// What stays of a peer from one view to the next: what the data path writes.
@@ -149,6 +167,7 @@ pub struct PeerHandle {
     pub key: PublicKey,
     pub meter: Arc<Meter>,
     outlet: ArcSwapOption<Outlet>,
+    inlets: ArcSwap<Vec<Inlet>>,
     staged: Mutex<Staged>,
     wanted: AtomicBool,
     /// When a foreign route was last told to the peer table: milliseconds since the epoch.
@@ -175,6 +194,7 @@ impl PeerHandle {
             key,
             meter,
             outlet: ArcSwapOption::empty(),
+            inlets: ArcSwap::default(),
             staged: Mutex::default(),
             wanted: AtomicBool::new(false),
             told_ms: AtomicU64::new(0),
@@ -185,6 +205,16 @@ impl PeerHandle {
     /// Session and route for frames to the peer, if there are any. Hot: once per frame.
     pub fn outlet(&self) -> arc_swap::Guard<Option<Arc<Outlet>>> {
         self.outlet.load()
+    }
+
+    /// The paths that datagrams of the peer may come by. Hot: once for each run of them.
+    pub fn inlets(&self) -> arc_swap::Guard<Arc<Vec<Inlet>>> {
+        self.inlets.load()
+    }
+
+    /// Publishes the paths that datagrams of the peer may come by.
+    pub fn set_inlets(&self, inlets: Vec<Inlet>) {
+        self.inlets.store(Arc::new(inlets));
     }
 
     /// Publishes how to send to the peer.

@@ -29,6 +29,7 @@ use eps_actor::messages::server_link::{ServerControl, ServerInbound};
 use eps_actor::proto::crypto::{Suite, transport_keys};
 use eps_actor::proto::fdb::Fdb;
 use eps_actor::proto::guard::{PeerCredentials, Rights};
+use eps_actor::proto::mtu::Fit;
 use eps_actor::proto::session::{Epoch, Meter, Owner, Session, SessionParts};
 use eps_actor::view::{Outlet, PeerEntry, PeerHandle, PeerView, SelfView, ServerView};
 use eps_actor::wire::checksum;
@@ -325,7 +326,13 @@ fn side(us: Facts, them: Facts, uplink: Arc<UdpUplink>, offload: bool, suite: Su
     let session = Arc::new(session(us, them, offload, suite, now));
     let meter = session.meter.clone();
     let handle = Arc::new(PeerHandle::new(PeerIdx(0), session.remote, session.meter.clone()));
-    handle.set_outlet(Some(Outlet { session: session.clone(), route: Route::direct(them.place) }));
+    handle.set_outlet(Some(Outlet {
+        session: session.clone(),
+        route: Route::direct(them.place),
+        meter: Arc::default(),
+        plan: None,
+        fit: Fit::ANY,
+    }));
     let credentials = PeerCredentials { mac: them.mac, ip4: Some(them.ip4), ip6: None, rights: Rights(0) };
     let entry = PeerEntry { handle, name: "them".into(), credentials, flooded: true };
     let mut peers = PeerView::default();

@@ -1,6 +1,6 @@
 //! What the actors of a client share, and what they keep on disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,10 +19,13 @@ use crate::proto::crypto::{Secret32, Suites};
 use crate::proto::link::{Node, no_psk};
 use crate::proto::log_limit::LogLimit;
 use crate::proto::map::{hex, unhex};
+use crate::proto::multipath::Mode;
+use crate::proto::nat::NatReport;
 use crate::proto::noise::Identity;
 use crate::proto::peers::PeerDescription;
 use crate::proto::server_link::Pinned;
 use crate::wire::cert::CERT_LEN;
+use crate::wire::control::Candidate;
 use crate::wire::join::HostPort;
 
 /// Held by the wiring, lent to every actor of a client.
@@ -43,9 +46,18 @@ pub struct ClientShared {
     pub pinned: ArcSwap<Option<Pinned>>,
     pub map_version: Arc<std::sync::atomic::AtomicU64>,
     pub events: EventLog,
+    /// What was said while running of how several paths are used: for all, and for one.
+    pub modes: ArcSwap<(Option<Mode>, BTreeMap<PublicKey, Mode>)>,
+    /// Subnets beyond the network, ours and others'.
+    pub routes: ArcSwap<super::routes::RoutesView>,
     /// What the gateway maps to us.
     pub gateway: super::upnp::GatewayCell,
+    /// What the NAT in front of us does, and our addresses as peers are told: for whoever is restarted, and the status.
+    pub nat: ArcSwap<NatReport>,
+    pub candidates: ArcSwap<Vec<Candidate>>,
     pub started: Instant,
+    /// Who waits for answers of peers.
+    pub words: super::words::Words,
     /// Ends the node.
     pub end: smol::channel::Sender<Ending>,
     /// The ethcloud that this member bridges, where it does.

@@ -17,7 +17,7 @@ use super::ext::{Caster, Service, StopReason, call};
 use super::store::Store;
 use crate::config::{Network6, ServerConfig};
 use crate::counters::{Counters, add};
-use crate::ids::{Endpoint, NetworkId};
+use crate::ids::{Endpoint, NetworkId, UplinkId};
 use crate::io::uplinks::Uplinks;
 use crate::logging;
 use crate::messages::coordinator::{
@@ -32,6 +32,7 @@ use crate::proto::lease::{Order, Pool, PoolConfig, PoolError};
 use crate::proto::link::{Node, no_psk};
 use crate::proto::noise::Identity;
 use crate::proto::records::{NetworkRecord, StoreOp};
+use crate::proto::routes::own_networks;
 use crate::view::MemberView;
 use crate::wire::handshake::Hint;
 use crate::wire::header::Kind;
@@ -60,6 +61,14 @@ pub struct ServerShared {
     pub gateway: super::upnp::GatewayCell,
     pub started: Instant,
     pub end: Sender<Ending>,
+}
+
+impl ServerShared {
+    /// The port that says from where members are seen, if it could be had; 0 for none.
+    fn second_port(&self) -> u16 {
+        let has = self.uplinks.has(UplinkId::OBSERVER4) || self.uplinks.has(UplinkId::OBSERVER6);
+        if has { self.config.nat_port } else { 0 }
+    }
 }
 
 /// Whom the coordinator tells.
@@ -165,6 +174,7 @@ impl Coordinator {
             rights: rights(config),
             prefix4: config.network.prefix_len(),
             prefix6: pool.network6().map_or(0, |net| net.prefix_len()),
+            second_port: self.shared.second_port(),
         };
         let (secret, seed) = &self.shared.secrets;
         let identity = Identity::from_secret(secret.clone());
@@ -181,6 +191,8 @@ impl Coordinator {
         if let Err(error) = core.reconfigure(config.open, rights(&config), pins(&config), now) {
             log::warn!("what the configuration says of members is not taken: {error}");
         }
+        let own = own_networks(self.shared.config.network, self.network6);
+        core.approve_routes(config.allow_routes.clone(), own, now);
         self.changed = true;
     }
 
@@ -234,6 +246,7 @@ impl Coordinator {
                         Event::Moved { .. }
                         | Event::Refused { .. }
                         | Event::Removed { .. }
+                        | Event::RouteRejected { .. }
                         | Event::StoreFailed { .. } => {}
                     }
                     let (kind, text) = words(&event);
@@ -293,6 +306,9 @@ fn words(event: &Event) -> (&'static str, String) {
         Event::Moved { name, from } => ("moved members", format!("{name} speaks from {from}")),
         Event::Left { name, why } => ("members that left", format!("{name} left: {why}")),
         Event::Refused { name, why } => ("refused members", format!("{name} was refused: {why}")),
+        Event::RouteRejected { name, subnet, why } => {
+            ("routes not published", format!("{name} would publish {subnet}, and may not: {why}"))
+        }
         Event::Removed { name } => ("removed members", format!("{name} was removed; its lease is free")),
         Event::StoreFailed { why } => ("failures of the store", format!("the store failed: {why}")),
     }

@@ -25,11 +25,14 @@ use crate::messages::peer_table::{Confirmed, Inbound, PeerControl, SeenFrom, Wan
 use crate::messages::server_link::{ServerControl, ServerInbound};
 use crate::proto::coalesce::{Coalescer, Limits};
 use crate::proto::crypto::{mac16, same_mac};
+use crate::proto::estimate::PathMeter;
 use crate::proto::fdb::Sighting;
 use crate::proto::forward::{self, EgressFacts, Ingress as Verdict};
 use crate::proto::guard::{self, Rights};
+use crate::proto::multipath::{Plan, Way};
 use crate::proto::segment::{self, Checksums, PartialChecksum, Segmenter};
 use crate::proto::session::{Epoch, Owner, Session};
+use crate::proto::too_big;
 use crate::proto::whole::{self, Assembly, Cut};
 use crate::view::{FdbView, Outlet, PeerEntry, PeerHandle, PeerView, SelfView, ServerView};
 use crate::wire::control::Control;
@@ -96,37 +99,65 @@ impl<'a> Load<'a> {
     }
 
     /// Seals it for a peer into the batch. Hot: no allocation, no lock. Gives frames and their bytes.
-    fn seal_into(&self, batch: &mut SendBatch, outlet: &Outlet) -> Result<(u64, u64), DropReason> {
+    fn seal_into(&self, batch: &mut SendBatch, lane: Lane<'_>, counters: &Counters) -> Result<(u64, u64), DropReason> {
+        let outlet = lane.outlet;
         let takes_partial = outlet.session.capabilities.takes_partial_checksums();
         let Some(segments) = &self.segments else {
             let partial = takes_partial && self.may_stay_partial;
-            seal_into(batch, outlet, self.bytes.len(), partial, |frame| {
+            seal_into(batch, lane, self.bytes.len(), partial, |frame| {
                 frame.copy_from_slice(self.bytes);
+                clamp(frame, outlet, !self.header.needs_csum, counters);
                 if self.header.needs_csum && !partial { segment::complete(&self.header, frame) } else { Ok(()) }
-            })?;
+            })?
+            .count(counters);
             return Ok((1, self.bytes.len() as u64));
         };
+        let fitting = (segments.segment_len(0) > outlet.fit.frame_max())
+            .then(|| segments.fitting(outlet.fit.frame_max()))
+            .flatten();
+        let segments = fitting.as_ref().unwrap_or(segments);
         let checksums = if takes_partial { Checksums::Partial } else { Checksums::Complete };
         let mut bytes = 0;
         for number in 0..segments.count() {
             let length = segments.segment_len(number);
-            seal_into(batch, outlet, length, takes_partial, |frame| {
+            seal_into(batch, lane, length, takes_partial, |frame| {
                 segments.write(number, checksums, frame);
                 Ok(())
-            })?;
+            })?
+            .count(counters);
             bytes += length as u64;
         }
         Ok((segments.count() as u64, bytes))
     }
 
-    /// How it is sealed whole, if the other side takes that and it is worth it: a fragment is as long as a frame of
-    /// its own would be, so it passes wherever that does.
+    /// How it is sealed whole, if the other side takes that and it is worth it. A fragment is as long as the path
+    /// takes; while that is not known, as a frame of its own would be, so it passes wherever that does.
     fn sealed_whole(&self, outlet: &Outlet) -> Option<Whole> {
-        let segments = self.segments.as_ref().filter(|_| outlet.session.capabilities.takes_whole())?;
+        // Where every frame goes several ways, one may well be lost on one of them.
+        let copied = outlet.plan.as_ref().is_some_and(Plan::copies_all);
+        let whole = outlet.session.capabilities.takes_whole() && !copied;
+        let segments = self.segments.as_ref().filter(|_| whole)?;
         let head = whole::head(&self.header)?;
-        let fragment = Session::sealed_len(segments.segment_len(0), PAD_LIMIT) - HEADER_LEN;
-        let cut = Cut::new(whole::HEAD_LEN + self.bytes.len() + TAG_LEN, fragment)?;
-        Some(Whole { head, cut, frames: segments.count() as u64, bytes: segments.total_len() as u64 })
+        let total = whole::HEAD_LEN + self.bytes.len() + TAG_LEN;
+        let frame = Session::sealed_len(segments.segment_len(0), PAD_LIMIT);
+        let cut = |datagram: usize| Cut::new(total, datagram.saturating_sub(HEADER_LEN));
+        let fit = outlet.fit.datagram().unwrap_or(frame);
+        // Where all of it fits one datagram, it is cut all the same.
+        let cut = cut(fit).or_else(|| cut(frame.min(fit)))?;
+        let (frames, bytes) = (segments.count() as u64, segments.total_len() as u64);
+        Some(Whole { head, cut, frames, bytes, told: self.to_tell(outlet) })
+    }
+
+    /// Whether hosts should be told that it is too long for the path: how long its longest packet is, and how long one
+    /// may be.
+    fn to_tell(&self, outlet: &Outlet) -> Option<(usize, u16)> {
+        let longest = self.segments.as_ref().map_or(self.bytes.len(), |segments| segments.segment_len(0));
+        if longest <= outlet.fit.frame_max() {
+            return None;
+        }
+        let frame = FrameView::parse(self.bytes).ok()?;
+        let head = self.bytes.len() - frame.payload().len();
+        Some((longest - head, outlet.fit.packet_to_tell(frame.is_tagged())?))
     }
 
     /// Each frame of it by itself and complete, to be kept.
@@ -151,6 +182,20 @@ impl<'a> Load<'a> {
     }
 }
 
+/// An outlet, and which of its routes a frame takes. What fits is known of the usual one; where another carries less, IP
+/// cuts the datagram.
+#[derive(Clone, Copy)]
+struct Lane<'a> {
+    outlet: &'a Outlet,
+    route: Route,
+}
+
+impl<'a> Lane<'a> {
+    fn usual(outlet: &'a Outlet) -> Self {
+        Self { outlet, route: outlet.route }
+    }
+}
+
 /// A super-frame that is to be sealed whole.
 #[derive(Clone, Copy)]
 struct Whole {
@@ -158,47 +203,82 @@ struct Whole {
     cut: Cut,
     frames: u64,
     bytes: u64,
+    /// As [`Load::to_tell`].
+    told: Option<(usize, u16)>,
 }
 
 impl Whole {
     /// Seals it in place, in `message`, which begins with room for its head, and puts its fragments into the batch.
     /// Hot: no allocation, no lock.
-    fn seal_into(&self, batch: &mut SendBatch, outlet: &Outlet, message: &mut [u8]) -> Result<(), DropReason> {
-        let Outlet { session, route } = outlet;
+    fn seal_into(&self, batch: &mut SendBatch, lane: Lane<'_>, message: &mut [u8]) -> Result<(), DropReason> {
         message[..whole::HEAD_LEN].copy_from_slice(&self.head);
-        let (header, tag) = session.seal_whole(self.cut.count(), message)?;
-        let relay = route.relay.map(relay::header);
-        let head = relay.map_or(0, |_| HEADER_LEN);
-        for (index, range) in (0..).zip(self.cut.ranges()) {
-            let length = head + HEADER_LEN + range.len();
-            let space = batch.reserve(length);
-            if let Some(relay) = relay {
-                space[..HEADER_LEN].copy_from_slice(&relay);
-            }
-            space[head..head + HEADER_LEN].copy_from_slice(&FragHeader { index, ..header }.to_bytes());
-            let body = &mut space[head + HEADER_LEN..];
-            // The tag follows the message, and may be in two fragments.
-            let sealed = &message[range.start.min(message.len())..range.end.min(message.len())];
-            let tag_from = range.start.max(message.len()) - message.len();
-            body[..sealed.len()].copy_from_slice(sealed);
-            let rest = body.len() - sealed.len();
-            body[sealed.len()..].copy_from_slice(&tag[tag_from..tag_from + rest]);
-            batch.commit(route.endpoint, length);
-        }
-        Ok(())
+        seal_cut(batch, lane, self.cut, message)
     }
 }
 
-/// Seals a frame of `length` bytes, which `write` puts in its place, for a peer.
+/// Seals a message in place and puts its fragments into the batch. Hot: no allocation, no lock.
+fn seal_cut(batch: &mut SendBatch, lane: Lane<'_>, cut: Cut, message: &mut [u8]) -> Result<(), DropReason> {
+    let Lane { outlet, route } = lane;
+    let (header, tag) = outlet.session.seal_whole(cut.count(), message)?;
+    let relay = route.relay.map(relay::header);
+    let head = relay.map_or(0, |_| HEADER_LEN);
+    for (index, range) in (0..).zip(cut.ranges()) {
+        let length = head + HEADER_LEN + range.len();
+        let space = batch.reserve(length);
+        if let Some(relay) = relay {
+            space[..HEADER_LEN].copy_from_slice(&relay);
+        }
+        space[head..head + HEADER_LEN].copy_from_slice(&FragHeader { index, ..header }.to_bytes());
+        let body = &mut space[head + HEADER_LEN..];
+        // The tag follows the message, and may be in two fragments.
+        let sealed = &message[range.start.min(message.len())..range.end.min(message.len())];
+        let tag_from = range.start.max(message.len()) - message.len();
+        body[..sealed.len()].copy_from_slice(sealed);
+        let rest = body.len() - sealed.len();
+        body[sealed.len()..].copy_from_slice(&tag[tag_from..tag_from + rest]);
+        batch.commit(route.endpoint, length);
+    }
+    Ok(())
+}
+
+/// How a frame was put into the batch.
+enum Sealed {
+    Alone,
+    Cut,
+}
+
+impl Sealed {
+    fn count(self, counters: &Counters) {
+        match self {
+            Self::Alone => {}
+            Self::Cut => add(&counters.cut_frames, 1),
+        }
+    }
+}
+
+/// Seals a frame of `length` bytes, which `write` puts in its place, for a peer: in one datagram where the path takes
+/// it, or the other side does not take fragments. IP cuts it then.
 fn seal_into(
     batch: &mut SendBatch,
-    outlet: &Outlet,
+    lane: Lane<'_>,
     length: usize,
     partial: bool,
     write: impl FnOnce(&mut [u8]) -> Result<(), DropReason>,
-) -> Result<(), DropReason> {
-    let sealed = Session::sealed_len(length, PAD_LIMIT);
-    let Outlet { session, route } = outlet;
+) -> Result<Sealed, DropReason> {
+    let Lane { outlet, route } = lane;
+    if length > outlet.fit.frame_max()
+        && outlet.session.capabilities.takes_cut()
+        && let Some(datagram) = outlet.fit.datagram()
+        && let Some(cut) = Cut::new(whole::HEAD_LEN + length + TAG_LEN, datagram.saturating_sub(HEADER_LEN))
+    {
+        let mut message = [0; whole::HEAD_LEN + FRAME_MAX];
+        let message = &mut message[..whole::HEAD_LEN + length];
+        message[..whole::HEAD_LEN].copy_from_slice(&whole::frame_head(partial));
+        write(&mut message[whole::HEAD_LEN..])?;
+        seal_cut(batch, lane, cut, message)?;
+        return Ok(Sealed::Cut);
+    }
+    let sealed = Session::sealed_len(length, PAD_LIMIT.min(outlet.fit.frame_max()));
     let head = route.relay.map_or(0, |_| HEADER_LEN);
     let space = batch.reserve(head + sealed);
     if let Some(token) = route.relay {
@@ -206,9 +286,19 @@ fn seal_into(
     }
     let datagram = &mut space[head..];
     write(&mut datagram[HEADER_LEN..HEADER_LEN + length])?;
-    session.seal_frame(partial, datagram, length)?;
+    outlet.session.seal_frame(partial, datagram, length)?;
     batch.commit(route.endpoint, head + sealed);
-    Ok(())
+    Ok(Sealed::Alone)
+}
+
+/// Makes the segments of a TCP connection that `frame` begins fit the path. `summed`: its checksum is complete.
+fn clamp(frame: &mut [u8], outlet: &Outlet, summed: bool, counters: &Counters) {
+    if let Some(syn) = too_big::syn(frame)
+        && let Some(packet_max) = outlet.fit.packet_to_clamp(syn.tagged)
+        && syn.clamp(frame, packet_max, summed)
+    {
+        add(&counters.mss_clamped, 1);
+    }
 }
 
 /// Counts a handshake datagram that is about to be sent.
@@ -229,13 +319,14 @@ pub fn send_staged(handle: &PeerHandle, uplinks: &Uplinks, batch: &mut SendBatch
     let Some(outlet) = outlet.as_deref() else { return };
     let (mut frames, mut bytes) = (0, 0);
     for frame in handle.take_staged() {
-        match Load::plain(&frame).seal_into(batch, outlet) {
+        match Load::plain(&frame).seal_into(batch, Lane::usual(outlet), &views.counters) {
             Ok(_) => (frames, bytes) = (frames + 1, bytes + frame.len() as u64),
             Err(reason) => views.counters.dropped(reason),
         }
     }
     if frames > 0 {
         handle.meter.transmitted(frames, bytes, views.epoch.ms(now));
+        outlet.meter.sent(frames, batch.bytes() as u64);
         Sent::default().and(outlet.route, (frames, bytes)).add_to(&views.counters);
         uplinks.flush(batch);
     }
@@ -248,9 +339,22 @@ pub struct Egress {
     want: Caster<Want>,
     tap: TapTx,
     batch: SendBatch,
+    /// What this burst sends by which path; few, so that the one that follows is found at once.
+    passed: Vec<Passed>,
     answer: Vec<u8>,
+    too_big: too_big::Budget,
     cloud: Option<CloudPort>,
 }
+
+/// Datagrams and their bytes that leave by one path.
+struct Passed {
+    path: Arc<PathMeter>,
+    datagrams: u64,
+    bytes: u64,
+}
+
+/// Paths of one burst whose counts wait for its end; beyond, they are added at once.
+const PASSED_MAX: usize = 16;
 
 /// The views of one burst, and what it adds up to.
 pub struct EgressScope {
@@ -298,7 +402,9 @@ impl Sent {
 impl Egress {
     pub fn new(views: Views, uplinks: Uplinks, want: Caster<Want>, tap: TapTx) -> Self {
         let batch = SendBatch::new(uplinks.max_segments());
-        Self { views, uplinks, want, tap, batch, answer: Vec::with_capacity(128), cloud: None }
+        let passed = Vec::with_capacity(PASSED_MAX);
+        let (answer, too_big) = (Vec::with_capacity(1500), too_big::Budget::default());
+        Self { views, uplinks, want, tap, batch, passed, answer, too_big, cloud: None }
     }
 
     /// With a third port.
@@ -318,26 +424,19 @@ impl Egress {
         let facts = scope.facts.as_ref().ok_or(DropReason::UnknownPeer)?;
         match forward::egress(&view, &scope.fdb, facts) {
             forward::Egress::Unicast(idx) => {
-                let handle = &scope.peers.peers.get(&idx).ok_or(DropReason::UnknownStation)?.handle;
-                self.send_to(handle, &load, scope)
-            }
-            forward::Egress::Flood => {
-                self.send_to_all(&load, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
-                Ok(())
-            }
-            forward::Egress::FloodBridges => {
-                self.send_to_all(&load, scope, |entry| entry.flooded && entry.credentials.rights.is_bridge());
+                // Packets too long for the path are cut, and nobody is told: its host is not behind the device.
+                self.send_to(&scope.peers.peers.get(&idx).ok_or(DropReason::UnknownStation)?.handle, &load, scope)?;
                 Ok(())
             }
             forward::Egress::Drop(DropReason::UnknownStation) => Ok(()),
-            forward::Egress::Drop(reason) => Err(reason),
+            way => self.send_by(way, &load, scope),
         }
     }
 
-    /// As [`finish`](Self::finish), for frames that no device was read for.
+    /// Sends what is left of a batch that no device was read for.
     pub fn finish_foreign(&mut self, scope: &EgressScope) {
-        self.uplinks.flush(&mut self.batch);
-        scope.sent.take().add_to(&self.views.counters);
+        self.flush();
+        self.count_sent(scope);
     }
 
     /// Whether there is anybody to send to.
@@ -388,16 +487,54 @@ impl Egress {
         }
     }
 
+    /// Sends what the burst has so far.
+    pub fn flush(&mut self) {
+        self.uplinks.flush(&mut self.batch);
+    }
+
     /// Sends what is left of the burst.
     pub fn finish(&mut self, scope: &EgressScope) {
-        self.uplinks.flush(&mut self.batch);
+        self.flush();
         if let Some(cloud) = &mut self.cloud {
             cloud.finish();
         }
         add(&self.views.counters.tap_rx_calls, scope.reads);
         add(&self.views.counters.tap_rx_frames, scope.frames);
         add(&self.views.counters.tap_rx_bytes, scope.bytes);
+        self.count_sent(scope);
+    }
+
+    fn count_sent(&mut self, scope: &EgressScope) {
         scope.sent.take().add_to(&self.views.counters);
+        for Passed { path, datagrams, bytes } in self.passed.drain(..) {
+            path.sent(datagrams, bytes);
+        }
+    }
+
+    /// Notes what was put into the batch since `mark` for a path.
+    fn pass(&mut self, path: &Arc<PathMeter>, datagrams: u64, bytes: u64) {
+        if let Some(passed) = self.passed.iter_mut().rev().find(|passed| Arc::ptr_eq(&passed.path, path)) {
+            (passed.datagrams, passed.bytes) = (passed.datagrams + datagrams, passed.bytes + bytes);
+        } else if self.passed.len() < PASSED_MAX {
+            self.passed.push(Passed { path: path.clone(), datagrams, bytes });
+        } else {
+            path.sent(datagrams, bytes);
+        }
+    }
+
+    /// Sends what is in the batch since `mark`, which went by `route`, by further ways.
+    #[cold]
+    fn copy(&mut self, mark: usize, route: Route, ways: &[Way]) {
+        let end = self.batch.mark();
+        let strip = route.relay.map_or(0, |_| HEADER_LEN);
+        for way in ways {
+            let head = way.route.relay.map(relay::header);
+            let head = head.as_ref().map_or(&[][..], |head| &head[..]);
+            let (datagrams, bytes) = self.batch.repeat(mark..end, way.route.endpoint, strip, head);
+            self.pass(&way.meter, datagrams, bytes);
+            add(&self.views.counters.copies_sent, datagrams);
+            add(&self.views.counters.copies_sent_bytes, bytes);
+        }
     }
 
     /// Sends it, or says to whom it goes sealed whole.
@@ -436,10 +573,21 @@ impl Egress {
                     && handle.meter.whole.is_open(scope.now_ms)
                     && let Some(whole) = handle.outlet().as_deref().and_then(|outlet| load.sealed_whole(outlet))
                 {
+                    self.tell_too_big(&frame, whole.told, scope);
                     return Ok(Some((handle, whole)));
                 }
-                self.send_to(handle, load, scope)?;
+                let told = self.send_to(handle, load, scope)?;
+                self.tell_too_big(&frame, told, scope);
             }
+            way => self.send_by(way, load, scope)?,
+        }
+        Ok(None)
+    }
+
+    /// Sends it to all that it is for, where it is not for one.
+    fn send_by(&mut self, way: forward::Egress, load: &Load<'_>, scope: &EgressScope) -> Result<(), DropReason> {
+        match way {
+            forward::Egress::Unicast(_) => {}
             forward::Egress::Flood => {
                 add(&self.views.counters.flooded_frames, 1);
                 self.send_to_all(load, scope, |entry| entry.flooded && !entry.credentials.rights.is_no_flood());
@@ -449,7 +597,20 @@ impl Egress {
             }
             forward::Egress::Drop(reason) => return Err(reason),
         }
-        Ok(None)
+        Ok(())
+    }
+
+    /// Tells a host that its packets are too long for the path.
+    fn tell_too_big(&mut self, frame: &FrameView<'_>, told: Option<(usize, u16)>, scope: &EgressScope) {
+        if let Some((longest, packet_max)) = told
+            && too_big::answer(frame, longest, packet_max, &mut self.answer)
+            && self.too_big.take(scope.now_ms)
+        {
+            add(&self.views.counters.too_big_told, 1);
+            if let Err(reason) = self.tap.write(&self.answer) {
+                self.views.counters.dropped(reason);
+            }
+        }
     }
 
     /// Seals a super-frame whole, where it was read to: there is room for its head where its header was.
@@ -464,9 +625,15 @@ impl Egress {
         // It may have ended since we looked; then nobody waits for this either.
         let outlet = outlet.as_deref().filter(|outlet| outlet.session.capabilities.takes_whole());
         let outlet = outlet.ok_or(DropReason::SessionExpired)?;
-        whole.seal_into(&mut self.batch, outlet, &mut read[VnetHeader::LEN - whole::HEAD_LEN..])?;
+        let frame = &read[VnetHeader::LEN..];
+        let way = outlet.plan.as_ref().map(|plan| plan.first(frame, scope.now_ms));
+        let (route, meter) = way.map_or((outlet.route, &outlet.meter), |way| (way.route, &way.meter));
+        let mark = self.batch.mark();
+        let message = &mut read[VnetHeader::LEN - whole::HEAD_LEN..];
+        whole.seal_into(&mut self.batch, Lane { outlet, route }, message)?;
+        self.pass(meter, u64::from(whole.cut.count()), (self.batch.mark() - mark) as u64);
         handle.meter.transmitted(whole.frames, whole.bytes, scope.now_ms);
-        scope.sent.set(scope.sent.get().and(outlet.route, (whole.frames, whole.bytes)));
+        scope.sent.set(scope.sent.get().and(route, (whole.frames, whole.bytes)));
         add(&self.views.counters.whole_sealed, 1);
         Ok(())
     }
@@ -495,13 +662,27 @@ impl Egress {
         }
     }
 
-    fn send_to(&mut self, handle: &Arc<PeerHandle>, load: &Load<'_>, scope: &EgressScope) -> Result<(), DropReason> {
+    /// Sends it to a peer; as [`Load::to_tell`].
+    fn send_to(
+        &mut self,
+        handle: &Arc<PeerHandle>,
+        load: &Load<'_>,
+        scope: &EgressScope,
+    ) -> Result<Option<(usize, u16)>, DropReason> {
         let outlet = handle.outlet();
         if let Some(outlet) = outlet.as_deref() {
-            let (frames, bytes) = load.seal_into(&mut self.batch, outlet)?;
+            let mark = self.batch.mark();
+            let way = outlet.plan.as_ref().map(|plan| plan.first(load.bytes, scope.now_ms));
+            let (route, meter) = way.map_or((outlet.route, &outlet.meter), |way| (way.route, &way.meter));
+            let (frames, bytes) = load.seal_into(&mut self.batch, Lane { outlet, route }, &self.views.counters)?;
+            let wire = self.batch.mark() - mark;
+            self.pass(meter, frames, wire as u64);
             handle.meter.transmitted(frames, bytes, scope.now_ms);
-            scope.sent.set(scope.sent.get().and(outlet.route, (frames, bytes)));
-            return Ok(());
+            scope.sent.set(scope.sent.get().and(route, (frames, bytes)));
+            if let Some(plan) = &outlet.plan {
+                self.copy(mark, route, plan.copies(load.bytes, wire, scope.now_ms));
+            }
+            return Ok(load.to_tell(outlet));
         }
         let mut lost = 0;
         load.for_each(|frame| lost += handle.stage(frame))?;
@@ -516,7 +697,7 @@ impl Egress {
             self.uplinks.flush(&mut self.batch);
             send_staged(handle, &self.uplinks, &mut self.batch, &self.views, scope.now);
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -545,6 +726,15 @@ pub struct Ingress {
     mac1_key: [u8; 32],
     hints: HintBudget,
     cloud: Option<CloudPort>,
+}
+
+/// What a run of datagrams was, whatever became of them.
+#[derive(Default, Clone, Copy)]
+struct Came {
+    datagrams: u64,
+    bytes: u64,
+    /// Those whose counter was seen before.
+    replayed: u64,
 }
 
 /// The views of one batch, and what it adds up to.
@@ -744,19 +934,23 @@ impl Ingress {
         let entry = owner(&peers, session)?;
         let prefix: [u8; HEADER_LEN] = arena[first.start..first.start + HEADER_LEN].try_into().expect("16 bytes");
         let (mut frames, mut bytes) = (0, 0);
+        let mut came = Came::default();
         let mut range = first;
         {
             let mut opener = session.opener();
             loop {
                 let sealed = range.start + head..range.end;
+                (came.datagrams, came.bytes) = (came.datagrams + 1, came.bytes + range.len() as u64);
                 let opened = opener.open(&header, &mut arena[sealed.clone()]).map(|plain| plain.len());
                 let accepted = opened.and_then(|length| {
                     (frames, bytes) = (frames + 1, bytes + length as u64);
                     let start = sealed.start + HEADER_LEN;
                     self.accept(entry, arena, start..start + length, header.partial, scope)
                 });
-                if let Err(reason) = accepted {
-                    self.views.counters.dropped(reason);
+                match accepted {
+                    Ok(()) => {}
+                    Err(DropReason::Replayed) => came.replayed += 1,
+                    Err(reason) => self.views.counters.dropped(reason),
                 }
                 let next = rest.next_if(|next| {
                     let datagram = &arena[next.clone()];
@@ -777,7 +971,7 @@ impl Ingress {
                 }
             }
         }
-        self.received(entry, session, via, (frames, bytes), scope);
+        self.received(entry, session, via, (frames, bytes), came, scope);
         Ok(())
     }
 
@@ -800,10 +994,12 @@ impl Ingress {
         let entry = owner(&peers, session)?;
         let prefix: [u8; HEADER_LEN] = arena[first.start..first.start + HEADER_LEN].try_into().expect("16 bytes");
         let (mut frames, mut bytes) = (0, 0);
+        let mut came = Came::default();
         let mut range = first;
         let mut fresh = session.is_fresh(header.counter);
         loop {
             let body = range.start + head + HEADER_LEN..range.end;
+            (came.datagrams, came.bytes) = (came.datagrams + 1, came.bytes + range.len() as u64);
             let taken = if fresh { self.assembly.take(&header, &arena[body]) } else { Err(DropReason::Replayed) };
             match taken {
                 Ok(taken) => {
@@ -818,6 +1014,7 @@ impl Ingress {
                         self.assembly.put_back(sealed);
                     }
                 }
+                Err(DropReason::Replayed) => came.replayed += 1,
                 Err(reason) => self.views.counters.dropped(reason),
             }
             let counter = header.counter;
@@ -840,19 +1037,37 @@ impl Ingress {
                 fresh = session.is_fresh(header.counter);
             }
         }
-        self.received(entry, session, via, (frames, bytes), scope);
+        self.received(entry, session, via, (frames, bytes), came, scope);
         Ok(())
     }
 
-    /// Notes what a run of authentic frames has shown; nothing if there were none.
+    /// Notes what a run has shown: authentic frames, and copies of such that came by another path before.
     fn received(
         &self,
         entry: &PeerEntry,
         session: &Arc<Session>,
         via: Route,
         (frames, bytes): (u64, u64),
+        came: Came,
         scope: &IngressScope,
     ) {
+        let inlets = entry.handle.inlets();
+        let inlet = inlets.iter().find(|inlet| inlet.route == via);
+        if let Some(inlet) = inlet {
+            inlet.meter.came(came.datagrams, came.bytes);
+            if frames > 0 {
+                inlet.meter.heard(scope.now_ms);
+            }
+        }
+        if came.replayed > 0 {
+            // By a proven path while there are others, it is a copy; else somebody plays it again.
+            let is_copy = inlet.is_some_and(|inlet| inlet.is_valid) && inlets.len() > 1;
+            if is_copy {
+                add(&self.views.counters.copies_received, came.replayed);
+            } else {
+                self.views.counters.dropped_many(DropReason::Replayed, came.replayed);
+            }
+        }
         if frames == 0 {
             return;
         }
@@ -868,6 +1083,7 @@ impl Ingress {
         if session.confirm() {
             self.casts.confirmed.cast(Confirmed { session: session.clone(), via });
         } else if via.is_direct()
+            && inlet.is_none_or(|inlet| !inlet.is_valid)
             && entry.handle.outlet().as_deref().is_some_and(|outlet| outlet.route != via)
             && entry.handle.tell_route(scope.now_ms)
         {
@@ -902,6 +1118,9 @@ impl Ingress {
     ) -> Result<(u64, u64), DropReason> {
         let message = session.open_whole(header, sealed)?;
         session.meter.whole.arrived();
+        if let Some((partial, frame)) = whole::parse_frame(message)? {
+            return self.accept_joined(entry, frame, partial, arena, scope);
+        }
         let (vnet, segments, bytes) = whole::parse(message)?;
         let frame = FrameView::parse(bytes)?;
         if frame.dst().is_group() {
@@ -947,6 +1166,35 @@ impl Ingress {
         Ok((count as u64, length))
     }
 
+    /// Judges a frame that came in fragments, and writes it to the TAP.
+    fn accept_joined(
+        &mut self,
+        entry: &PeerEntry,
+        frame: &mut [u8],
+        partial: bool,
+        arena: &[u8],
+        scope: &mut IngressScope,
+    ) -> Result<(u64, u64), DropReason> {
+        if !self.judge(entry, frame, partial, scope)? {
+            return Ok((1, frame.len() as u64));
+        }
+        let header = if partial && scope.takes_partial {
+            let (csum_start, csum_offset) = segment::locate(frame).ok_or(DropReason::Malformed)?;
+            VnetHeader { needs_csum: true, csum_start, csum_offset, ..VnetHeader::PLAIN }
+        } else {
+            VnetHeader::PLAIN
+        };
+        // What came before it goes before it.
+        self.write(arena, scope);
+        let (counters, length) = (&self.views.counters, frame.len() as u64);
+        self.tap.write_parts(&header, std::iter::once(&*frame))?;
+        add(&counters.joined_frames, 1);
+        add(&counters.tap_tx_calls, 1);
+        add(&counters.tap_tx_frames, 1);
+        add(&counters.tap_tx_bytes, length);
+        Ok((1, length))
+    }
+
     /// Judges a frame that a peer sent, and queues it for the TAP.
     fn accept(
         &mut self,
@@ -956,7 +1204,25 @@ impl Ingress {
         partial: bool,
         scope: &mut IngressScope,
     ) -> Result<(), DropReason> {
-        let frame = FrameView::parse(&arena[range.clone()])?;
+        if !self.judge(entry, &mut arena[range.clone()], partial, scope)? {
+            return Ok(());
+        }
+        let length = range.len() as u64;
+        self.coalescer.push(arena, range, partial && scope.takes_partial)?;
+        (scope.frames, scope.bytes) = (scope.frames + 1, scope.bytes + length);
+        Ok(())
+    }
+
+    /// Judges a frame that a peer sent, and makes it ready for the TAP; whether it is for there. `partial`: its checksum
+    /// is.
+    fn judge(
+        &mut self,
+        entry: &PeerEntry,
+        bytes: &mut [u8],
+        partial: bool,
+        scope: &mut IngressScope,
+    ) -> Result<bool, DropReason> {
+        let frame = FrameView::parse(bytes)?;
         if frame.dst().is_group() && !entry.handle.admit_group(&frame, scope.now) {
             return Err(DropReason::Storm);
         }
@@ -970,22 +1236,28 @@ impl Ingress {
         let wants = self.wants_cloud(&frame, scope);
         if let Some(cloud) = self.cloud.as_mut().filter(|_| wants != ToCloud::No) {
             self.segment.clear();
-            self.segment.extend_from_slice(&arena[range.clone()]);
+            self.segment.extend_from_slice(bytes);
             if partial {
                 segment::complete_parsed(&mut self.segment)?;
             }
-            cloud.send(&self.segment)?;
+            match cloud.send(&self.segment) {
+                Ok(()) => {}
+                Err(reason) if wants == ToCloud::Only => return Err(reason),
+                Err(reason) => self.views.counters.dropped(reason),
+            }
             if wants == ToCloud::Only {
-                return Ok(());
+                return Ok(false);
             }
         }
-        if partial && !scope.takes_partial {
-            segment::complete_parsed(&mut arena[range.clone()])?;
+        if too_big::syn(bytes).is_some()
+            && let Some(outlet) = entry.handle.outlet().as_deref()
+        {
+            clamp(bytes, outlet, !partial, &self.views.counters);
         }
-        let length = range.len() as u64;
-        self.coalescer.push(arena, range, partial && scope.takes_partial)?;
-        (scope.frames, scope.bytes) = (scope.frames + 1, scope.bytes + length);
-        Ok(())
+        if partial && !scope.takes_partial {
+            segment::complete_parsed(bytes)?;
+        }
+        Ok(true)
     }
 
     /// Control messages are opened here, so that only authentic ones reach a mailbox.

@@ -1,5 +1,6 @@
 //! Thin actors: each owns a core, a mailbox and perhaps a reading end, and decides nothing.
 
+pub mod changes;
 pub mod client;
 pub mod cloud;
 pub mod cloud_bridge;
@@ -13,8 +14,11 @@ pub mod ext;
 pub mod mac_learning;
 pub mod metrics;
 pub mod names;
+pub mod neighbours;
+pub mod observer;
 pub mod peer_table;
 pub mod relay;
+pub mod routes;
 pub mod server_link;
 pub mod service_manager;
 pub mod stats;
@@ -22,6 +26,13 @@ pub mod store;
 pub mod supervisor;
 pub mod system;
 pub mod tap_reader;
+pub mod tcp_dial;
 pub mod tcp_path;
+pub mod tunnel;
+pub mod tunnel_paths;
+pub mod tunnel_system;
 pub mod udp_path;
+pub mod uplink_keeper;
 pub mod upnp;
+pub mod why;
+pub mod words;

@@ -4,6 +4,7 @@
 //! that is still published, the map from its file; frames flow all the while.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -14,28 +15,48 @@ use xtra::{Actor, Context, Handler};
 use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed, unix_time};
 use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
+use super::uplink_keeper::local;
+use super::why::surroundings;
 use crate::counters::{DropReason, add};
-use crate::ids::{MacAddr, PeerIdx, PublicKey};
+use crate::ids::{Endpoint, MacAddr, PeerIdx, PublicKey, Route, UplinkId};
 use crate::io::batch::SendBatch;
 use crate::io::files::FileError;
+use crate::io::holes::Holes;
+use crate::io::udp::UdpUplink;
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
-    Confirmed, FromServer, Inbound, Joined, OwnCandidates, PeerControl, SeenFrom, ServerPlace, Want,
+    AskPeer, Confirmed, FromServer, Inbound, Joined, LookedAround, Neighbour, OwnAccount, OwnCandidates, OwnNat,
+    PeerControl, Punched, SeenFrom, ServerPlace, SetMode, UplinksChanged, Want, WaysChanged, WhatWeKnow,
 };
-use crate::messages::server_link::{MapAt, OwnStats, SayToServer};
-use crate::proto::clock::ClockWatch;
+use crate::messages::server_link::{MapAt, OwnStats, SayToServer, UnderlayChanged};
+use crate::proto::clock::{ClockWatch, Jump};
 use crate::proto::crypto::Trust;
 use crate::proto::map::MemberMap;
-use crate::proto::peers::{Event, Output, PeerDescription, PeerState, Peers, credentials};
-use crate::view::{Outlet, PeerEntry, PeerHandle, PeerView};
+use crate::proto::mtu::Fit;
+use crate::proto::nat::NatReport;
+use crate::proto::path::State;
+use crate::proto::peers::{Event, Output, PathDescription, PeerDescription, PeerState, Peers, credentials};
+use crate::proto::punch::SPRAY_OPEN;
+use crate::proto::session::{Owner, Session};
+use crate::view::{Inlet, Outlet, PeerEntry, PeerHandle, PeerView};
 use crate::wire::cert::Certificate;
 use crate::wire::control::{Control, PeerReport};
+use crate::wire::header::{Kind, SealedHeader};
 
 /// How often what the status shows is renewed when nothing changes.
 const REFRESH: Duration = Duration::from_secs(1);
+/// Later than this, and we were not run at all: stopped, or the machine slept. Others have given us up meanwhile.
+const ASLEEP: Duration = Duration::from_secs(5);
 /// How often the server is told our totals.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
+/// Questions of peers that are answered at the same time; the others are repeated.
+const EXPLAINING_MAX: usize = 16;
+
+/// A socket that a hole was found with is kept so long without a path that uses it.
+const PUNCHED_KEPT: Duration = Duration::from_secs(120);
+/// Buffers asked for at such a socket: it carries what the first one would.
+const SOCKET_BUFFER: usize = 8 << 20;
 
 /// Whom the peer table tells.
 #[derive(Clone)]
@@ -44,6 +65,11 @@ pub struct PeerTableCasts {
     pub map_at: Caster<MapAt>,
     pub stats: Caster<OwnStats>,
     pub members: Caster<Members>,
+    /// To ourselves, for what tasks find out.
+    pub punched: Caster<Punched>,
+    pub looked: Caster<LookedAround>,
+    /// That this machine slept, to the server link, which tells everybody.
+    pub woken: Caster<UnderlayChanged>,
 }
 
 /// The actor.
@@ -58,7 +84,13 @@ pub struct PeerTable {
     refresh_at: Instant,
     clock: ClockWatch,
     stats_at: Instant,
+    /// Sockets that holes were kept with, and when a path last used them.
+    punched: BTreeMap<UplinkId, Instant>,
+    punching: Option<smol::Task<()>>,
     saving: Option<smol::Task<()>>,
+    /// Peers' questions whose answers are being found out.
+    explaining: BTreeSet<(PeerIdx, u64)>,
+    looking: Vec<smol::Task<()>>,
     goodbye: bool,
 }
 
@@ -66,6 +98,8 @@ impl PeerTable {
     pub fn new(shared: Arc<ClientShared>, casts: PeerTableCasts) -> Self {
         let now = Instant::now();
         let batch = SendBatch::new(shared.uplinks.max_segments());
+        let punched =
+            UplinkId::PUNCHED.map(UplinkId).filter(|id| shared.uplinks.has(*id)).map(|id| (id, now)).collect();
         let mut table = Self {
             shared,
             casts,
@@ -77,7 +111,11 @@ impl PeerTable {
             refresh_at: now,
             clock: ClockWatch::default(),
             stats_at: now + REFRESH,
+            punched,
+            punching: None,
             saving: None,
+            explaining: BTreeSet::new(),
+            looking: Vec::new(),
             goodbye: false,
         };
         table.load(now);
@@ -119,15 +157,69 @@ impl PeerTable {
             core.set_certificate(certificate);
         }
         core.set_server(self.shared.views.server.load().endpoint, now);
+        self.prepare(&mut core, now);
         self.core = Some(core);
         self.changed = true;
     }
 
+    /// What a new core must know: of this machine, and what was told to others before it.
+    fn prepare(&self, core: &mut Peers, now: Instant) {
+        let modes = self.shared.modes.load();
+        core.set_default_mode(modes.0.unwrap_or(self.shared.config.multipath));
+        modes.1.iter().for_each(|(key, mode)| core.set_mode(*key, *mode));
+        core.set_uplinks(local(&self.shared.uplinks), now);
+        core.set_hard_nat(self.shared.config.hard_nat);
+        core.set_nat(NatReport::clone(&self.shared.nat.load()));
+        core.set_candidates(Vec::clone(&self.shared.candidates.load()), now);
+    }
+
+    /// Opens many sockets towards a peer, and waits beside the actors for an answer through one of them.
+    fn open_sockets(&mut self, peer: PeerIdx, to: SocketAddr, datagrams: Vec<Vec<u8>>) {
+        let holes = match Holes::open(to, &datagrams) {
+            Ok(holes) => holes,
+            Err(error) => {
+                log::debug!("no sockets towards {to}: {error}");
+                return;
+            }
+        };
+        add(&self.shared.views.counters.udp_tx_datagrams, holes.count() as u64);
+        log::debug!("{} sockets towards {to}, to find a hole", holes.count());
+        let (tell, view) = (self.casts.punched.clone(), self.shared.views.peers.clone());
+        self.punching = Some(smol::unblock(move || {
+            let mut opened = None;
+            let is_good = |_, datagram: &[u8]| {
+                opened = open_control(&view.load(), peer, datagram);
+                opened.is_some()
+            };
+            let answer = holes.wait(SPRAY_OPEN, is_good, Instant::now);
+            if let (Some(answer), Some((session, plain))) = (answer, opened) {
+                tell.cast(Punched { socket: answer.socket, from: answer.from, session, plain });
+            }
+        }));
+    }
+
+    /// Closes sockets that no path has used for a while.
+    fn sweep_punched(&mut self, now: Instant) {
+        let Some(core) = &self.core else { return };
+        let uplinks = &self.shared.uplinks;
+        self.punched.retain(|id, used| {
+            if core.uses(*id) {
+                *used = now;
+            }
+            let keep = now.saturating_duration_since(*used) < PUNCHED_KEPT;
+            if !keep {
+                uplinks.remove(*id);
+            }
+            keep
+        });
+    }
+
     fn drain(&mut self, now: Instant) {
-        let (mut ready, mut sends) = (Vec::new(), Vec::new());
+        let (mut ready, mut sends, mut trials) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(output) = self.core.as_mut().and_then(Peers::poll_output) {
             match output {
                 Output::Send { route, datagram } => sends.push((route, datagram)),
+                Output::SendUnfragmented { route, datagram } => trials.push((route, datagram)),
                 Output::ToServer(message) => {
                     self.casts.say.cast(SayToServer(message));
                 }
@@ -144,6 +236,9 @@ impl PeerTable {
                     self.casts.map_at.cast(MapAt(version));
                 }
                 Output::Save => self.save(),
+                Output::OpenSockets { peer, to, datagrams } => self.open_sockets(peer, to, datagrams),
+                Output::Answered { id, answer } => self.shared.words.answer(id, answer),
+                Output::Asked { peer, nonce } => self.explain(peer, nonce),
                 Output::Event(event) => self.tell(&event, now),
             }
         }
@@ -154,6 +249,9 @@ impl PeerTable {
         for (route, datagram) in sends {
             count_handshake(&self.shared.views.counters, &datagram);
             self.shared.uplinks.send_by(route, &datagram);
+        }
+        for (route, datagram) in trials {
+            self.shared.uplinks.send_unfragmented(route, &datagram);
         }
         for idx in ready {
             if let Some(handle) = self.handles.get(&idx) {
@@ -172,7 +270,15 @@ impl PeerTable {
                 .handles
                 .entry(peer.idx)
                 .or_insert_with(|| Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone())));
-            let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet { session, route });
+            let meter = |route| peer.paths.iter().find(|path| path.route == route).map(|path| path.meter.clone());
+            let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet {
+                session,
+                route,
+                meter: meter(route).unwrap_or_default(),
+                plan: peer.plan.clone(),
+                fit: Fit::new(peer.mtu, &route, self.shared.config.mss_clamp),
+            });
+            handle.set_inlets(peer.paths.iter().map(inlet).collect());
             handle.set_outlet(outlet);
             let certificate = &peer.certificate;
             view.directory.insert(certificate.ip4.into(), certificate.mac);
@@ -213,6 +319,20 @@ impl PeerTable {
         add(&counters.connections_dropped, before.difference(&after).count() as u64);
     }
 
+    /// A peer wants to know what we tried. How this machine is connected has to be found out first; the question is
+    /// repeated meanwhile.
+    fn explain(&mut self, peer: PeerIdx, nonce: u64) {
+        if self.explaining.len() >= EXPLAINING_MAX || !self.explaining.insert((peer, nonce)) {
+            return;
+        }
+        let (shared, tell) = (self.shared.clone(), self.casts.looked.clone());
+        self.looking.retain(|task| !task.is_finished());
+        self.looking.push(smol::spawn(async move {
+            let found = surroundings(&shared).await;
+            tell.cast(LookedAround { peer, nonce, found });
+        }));
+    }
+
     fn save(&mut self) {
         let Some(core) = &self.core else { return };
         let bytes = core.save();
@@ -248,7 +368,10 @@ impl PeerTable {
                 self.end_removed();
                 return;
             }
-            Event::Revoked { peer } => ("removed members", format!("{peer} is no member any more")),
+            Event::Revoked { peer } => {
+                self.shared.words.removed(peer);
+                ("removed members", format!("{peer} is no member any more"))
+            }
         };
         self.shared.events.say_limited(kind, text, now);
     }
@@ -286,6 +409,20 @@ impl PeerTable {
             self.shared.views.counters.dropped(reason);
         }
     }
+}
+
+/// A path as the data path needs it.
+fn inlet(path: &PathDescription) -> Inlet {
+    Inlet { route: path.route, meter: path.meter.clone(), is_valid: path.state == State::Valid }
+}
+
+/// Opens a CTRL datagram that is of a session with this peer.
+fn open_control(view: &PeerView, peer: PeerIdx, datagram: &[u8]) -> Option<(Arc<Session>, Vec<u8>)> {
+    let header = SealedHeader::parse(datagram).ok().filter(|header| header.kind == Kind::Ctrl)?;
+    let session = view.sessions.get(&header.receiver).filter(|session| session.owner == Owner::Peer(peer))?;
+    let mut datagram = datagram.to_vec();
+    let plain = session.open(&header, &mut datagram).ok()?.to_vec();
+    Some((session.clone(), plain))
 }
 
 /// The server decides how often there is a map to write.
@@ -328,15 +465,22 @@ impl Service for PeerTable {
             core.handle_timeout(now);
         }
         if now >= self.refresh_at {
+            let mut slept = now.saturating_duration_since(self.refresh_at) > ASLEEP;
             self.refresh_at = now + REFRESH;
             self.shared.events.summarize(now);
             logging::summarize(now);
             if let Some(jump) = self.clock.look(now, unix_time()) {
                 self.shared.events.say(jump.to_string());
+                // The monotonic clock stands still while the machine sleeps, and the wall clock does not.
+                slept |= matches!(jump, Jump::Forward(_));
+            }
+            if slept {
+                self.casts.woken.cast(UnderlayChanged { moved: true });
             }
             if let Some(core) = &self.core {
                 self.shared.peers.store(Arc::new(core.describe()));
             }
+            self.sweep_punched(now);
         }
         if now >= self.stats_at {
             self.stats_at = now + STATS_INTERVAL;
@@ -364,6 +508,7 @@ impl Handler<Joined> for PeerTable {
             let (direct, clock) = (self.shared.config.direct, self.shared.views.epoch);
             let mut core = Peers::new(node, trust, MemberMap::default(), direct, clock, now, seed());
             core.set_server(self.shared.views.server.load().endpoint, now);
+            self.prepare(&mut core, now);
             self.core = Some(core);
         }
         if let Some(core) = &mut self.core {
@@ -448,12 +593,128 @@ impl Handler<ServerPlace> for PeerTable {
     }
 }
 
+impl Handler<UplinksChanged> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, UplinksChanged(uplinks): UplinksChanged, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.set_uplinks(uplinks, Instant::now());
+        }
+    }
+}
+
+impl Handler<WaysChanged> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, WaysChanged { moved }: WaysChanged, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.uplinks_changed(moved, Instant::now());
+        }
+    }
+}
+
+impl Handler<SetMode> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, SetMode { peer, mode }: SetMode, _: &mut Context<Self>) {
+        // Kept beside the actor, so that it outlives it.
+        let (mut of_all, mut of_one) = (**self.shared.modes.load()).clone();
+        match peer {
+            Some(key) => _ = of_one.insert(key, mode),
+            None => of_all = Some(mode),
+        }
+        self.shared.modes.store(Arc::new((of_all, of_one)));
+        if let Some(core) = &mut self.core {
+            match peer {
+                Some(key) => core.set_mode(key, mode),
+                None => core.set_default_mode(mode),
+            }
+        }
+    }
+}
+
 impl Handler<OwnCandidates> for PeerTable {
     type Return = ();
 
     async fn handle(&mut self, OwnCandidates(list): OwnCandidates, _: &mut Context<Self>) {
         if let Some(core) = &mut self.core {
             core.set_candidates(list, Instant::now());
+        }
+    }
+}
+
+impl Handler<OwnNat> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, OwnNat(report): OwnNat, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.set_nat(report);
+        }
+    }
+}
+
+impl Handler<AskPeer> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, AskPeer { peer, question, id, end }: AskPeer, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.ask(peer, question, id, end, Instant::now());
+        }
+    }
+}
+
+impl Handler<Neighbour> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, Neighbour { node, addr }: Neighbour, _: &mut Context<Self>) {
+        if let Some(core) = &mut self.core {
+            core.neighbour(node, addr, Instant::now());
+        }
+    }
+}
+
+impl Handler<OwnAccount> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, OwnAccount { peer, tell }: OwnAccount, _: &mut Context<Self>) {
+        if let Some(core) = &self.core
+            && let Some(side) = core.account(peer)
+        {
+            // Whoever gave up does not hear it.
+            let _ = tell.try_send(WhatWeKnow { side, cached: core.is_cached(peer) });
+        }
+    }
+}
+
+impl Handler<Punched> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, Punched { socket, from, session, plain }: Punched, _: &mut Context<Self>) {
+        let (now, uplinks) = (Instant::now(), &self.shared.uplinks);
+        let Some(core) = &mut self.core else { return };
+        let kept = uplinks
+            .free(UplinkId::PUNCHED)
+            .and_then(|id| uplinks.add(UdpUplink::adopt(id, socket, SOCKET_BUFFER).ok()?).ok());
+        let Some(uplink) = kept else {
+            log::debug!("a hole towards {from} cannot be kept");
+            return;
+        };
+        self.punched.insert(uplink.id(), now);
+        let via = Route::direct(Endpoint { uplink: uplink.id(), addr: from });
+        let result = core.handle_control(&session, via, &plain, now);
+        self.count(result);
+    }
+}
+
+impl Handler<LookedAround> for PeerTable {
+    type Return = ();
+
+    async fn handle(&mut self, LookedAround { peer, nonce, found }: LookedAround, _: &mut Context<Self>) {
+        self.explaining.remove(&(peer, nonce));
+        if let Some(core) = &mut self.core
+            && let Some(side) = core.account(peer)
+        {
+            core.tell_account(peer, nonce, found.complete(side));
         }
     }
 }

@@ -13,28 +13,37 @@ use xtra::{Actor, Context, Handler, Mailbox};
 use super::client::{ClientShared, Ending, SavedNetwork, seed};
 use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason};
+use super::routes::own_offer;
+use super::uplink_keeper::ports_at;
 use crate::counters::{DropReason, add};
-use crate::ids::{Endpoint, UplinkId};
+use crate::ids::Endpoint;
+use crate::io::holes::send_from_new_socket;
 use crate::io::netlink::{Netlink, NetlinkWatch};
+use crate::io::surroundings::{Change, Surroundings};
 use crate::logging;
-use crate::messages::peer_table::{self, FromServer, Joined, ServerPlace};
+use crate::messages::peer_table::{self, FromServer, Joined, OwnNat, ServerPlace, WaysChanged};
+use crate::messages::routes::TableCame;
 use crate::messages::server_link::{
-    MapAt, MappingChanged, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl, ServerInbound,
+    Connected, MapAt, MappingChanged, Offer, OwnCandidates, OwnStats, Release, Resolved, SayToServer, ServerControl,
+    ServerInbound, UnderlayChanged,
 };
 use crate::messages::tap_reader::Configure;
+use crate::messages::tcp_dial::{Connect, Redial};
 use crate::proto::crypto::Trust;
 use crate::proto::peers::{is_dialable, leased_networks};
 use crate::proto::server_link::{Output, Pinned, Refusal, ServerLink as Core, join};
 use crate::view::{SelfView, ServerView};
 use crate::wire::cert::{CERT_LEN, Certificate};
-use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind};
+use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control};
 
 /// How often names are looked up while the server is away.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
 /// Addresses that all names of the server may stand for together.
 const ENDPOINTS_MAX: usize = 64;
-/// Changes of interfaces are gathered for this long before they are acted on.
+/// Changes of interfaces are acted on at once, and then no more often than this.
 const SETTLE: Duration = Duration::from_millis(200);
+/// After a look at the networks, so many times as long nothing is looked at: a router has many routes, and they change.
+const LOOK_PAUSE: u32 = 5;
 
 /// Whom the server link tells.
 #[derive(Clone)]
@@ -43,9 +52,14 @@ pub struct ServerLinkCasts {
     pub from_server: Caster<FromServer>,
     pub place: Caster<ServerPlace>,
     pub candidates: Caster<peer_table::OwnCandidates>,
+    pub nat: Caster<OwnNat>,
     pub configure: Caster<Configure>,
+    pub uplinks: Caster<WaysChanged>,
+    /// `None` where TCP is not to be used.
+    pub connect: Option<(Caster<Connect>, Caster<Redial>)>,
+    pub table: Caster<TableCame>,
     /// To ourselves, for what tasks find out.
-    pub own: (Caster<Resolved>, Caster<OwnCandidates>),
+    pub own: (Caster<Resolved>, Caster<OwnCandidates>, Caster<UnderlayChanged>),
 }
 
 /// The actor.
@@ -56,12 +70,16 @@ pub struct ServerLink {
     released: Option<Sender<()>>,
     published: (bool, Option<Endpoint>),
     endpoints: Vec<Endpoint>,
+    /// The TCP connections that there should be.
+    connect: Vec<SocketAddr>,
     /// One for each server of the configuration.
     lookups: Vec<Lookup>,
     said_waiting: bool,
     said_unresolved: bool,
     heard_ms: Option<u64>,
     tasks: Vec<smol::Task<()>>,
+    /// Waits until it is time to look names up again.
+    again: Option<smol::Task<()>>,
     /// The server has been there since this start.
     attached_once: bool,
     /// The addresses of our interfaces.
@@ -100,10 +118,21 @@ impl ServerLink {
         {
             core.set_certificate(certificate);
         }
+        let mut connect = Vec::new();
+        if casts.connect.is_some() {
+            core.allow_tcp();
+            // What a life before this one spoke over is still open.
+            let last = shared.views.server.load().endpoint.filter(|endpoint| !endpoint.is_udp());
+            connect.extend(last.map(|endpoint| endpoint.addr));
+            connect.iter().for_each(|addr| core.resume_tcp(*addr, now));
+        }
+        let (have, list) = (shared.routes.load().table.version, own_offer(&shared));
+        core.set_offer(Control::RouteOffer { have, list });
         Self {
             shared,
             casts,
             core,
+            connect,
             released: None,
             published: (false, None),
             endpoints: Vec::new(),
@@ -112,6 +141,7 @@ impl ServerLink {
             said_unresolved: false,
             heard_ms: None,
             tasks: Vec::new(),
+            again: None,
             attached_once: false,
             hosts: Vec::new(),
             goodbye: false,
@@ -132,14 +162,30 @@ impl ServerLink {
                     let text = format!("connected to the server at {endpoint}");
                     self.shared.events.say_limited("connections to the server", text, now);
                 }
+                Output::Suspected => self.resolve(),
                 Output::Detached => {
                     changed = true;
                     self.casts.place.cast(ServerPlace(None));
                     let text = "the server does not answer; known peers stay reachable".into();
                     self.shared.events.say_limited("silences of the server", text, now);
                 }
+                Output::Connect(wanted) => {
+                    self.connect = wanted;
+                    self.wish();
+                }
+                Output::Passed(part @ Control::RouteTable { .. }) => drop(self.casts.table.cast(TableCame(part))),
                 Output::Passed(message) => {
                     self.casts.from_server.cast(FromServer(message));
+                }
+                Output::Nat(report) => {
+                    self.shared.nat.store(Arc::new(report.clone()));
+                    self.casts.nat.cast(OwnNat(report));
+                    self.tell_candidates();
+                }
+                Output::SendFresh { to, datagram } => {
+                    if let Err(error) = send_from_new_socket(to.addr, &datagram) {
+                        log::debug!("asking {to} from a new socket: {error}");
+                    }
                 }
                 Output::Observed(addr) => {
                     logging::limited(now, Level::Debug, "own addresses", format_args!("the server sees us at {addr}"));
@@ -167,14 +213,25 @@ impl ServerLink {
         }
         if self.core.is_unanswered(now) && !std::mem::replace(&mut self.said_waiting, true) {
             self.shared.events.say(format!(
-                "no answer from the server yet ({}); still trying. Is it running, and is its UDP port open?",
-                self.tried()
+                "no answer from the server yet ({}{}); still trying. Is it running, and is its UDP port open?",
+                self.tried(),
+                if self.casts.connect.is_some() { "; TCP to the same port" } else { "" }
             ));
+        }
+    }
+
+    /// Says which connections there should be.
+    fn wish(&self) {
+        if let Some((connect, _)) = &self.casts.connect {
+            connect.cast(Connect(self.connect.clone()));
         }
     }
 
     fn publish(&self) {
         let mut endpoints = self.endpoints.clone();
+        if self.casts.connect.is_some() {
+            endpoints.extend(self.endpoints.iter().map(|endpoint| Endpoint::tcp(endpoint.addr)));
+        }
         endpoints.extend(self.published.1);
         let counters = &self.shared.views.counters;
         match (self.shared.views.server.load().attached, self.published.0) {
@@ -263,7 +320,9 @@ impl ServerLink {
         let servers = &self.shared.config.servers;
         self.lookups.resize(servers.len(), Lookup::default());
         for (index, server) in servers.iter().cloned().enumerate() {
-            self.lookups[index].pending = true;
+            if std::mem::replace(&mut self.lookups[index].pending, true) {
+                continue;
+            }
             let tell = self.casts.own.0.clone();
             self.tasks.push(smol::spawn(async move {
                 let found = smol::net::resolve((server.host.as_str(), server.port)).await;
@@ -330,22 +389,34 @@ impl ServerLink {
         tried.collect::<Vec<_>>().join(", ")
     }
 
-    /// Follows the machine's addresses; what it finds comes back as a message.
+    /// Follows the machine's addresses and routes; what it finds comes back as messages.
     fn watch(&mut self) {
-        let (tell, shared) = (self.casts.own.1.clone(), self.shared.clone());
+        let (tell, changed, shared) = (self.casts.own.1.clone(), self.casts.own.2.clone(), self.shared.clone());
         let Ok(netlink) = Netlink::open() else { return };
         let watch = NetlinkWatch::open();
         self.tasks.push(smol::spawn(async move {
+            let mut last: Option<Surroundings> = None;
             loop {
-                match gather(&netlink, &shared).await {
-                    Ok(list) => drop(tell.cast(OwnCandidates(list))),
+                let begun = Instant::now();
+                match look(&netlink, &shared).await {
+                    Ok(seen) => {
+                        tell.cast(OwnCandidates(gather(&seen, &shared)));
+                        if let Some(change) = last.as_ref().and_then(|last| seen.change_since(last)) {
+                            changed.cast(UnderlayChanged { moved: change == Change::Ways });
+                        }
+                        last = Some(seen);
+                    }
                     Err(error) => log::debug!("addresses of this machine: {error}"),
                 }
                 let Ok(watch) = &watch else { return };
-                if watch.changed().await.is_err() {
+                smol::Timer::after(SETTLE.max(begun.elapsed() * LOOK_PAUSE)).await;
+                let sockets = async {
+                    shared.uplinks.changed().await;
+                    Ok(())
+                };
+                if futures_lite::future::or(watch.changed(), sockets).await.is_err() {
                     return;
                 }
-                smol::Timer::after(SETTLE).await;
             }
         }));
     }
@@ -357,12 +428,19 @@ impl ServerLink {
         let mapped = mapped.map(|addr| Candidate { kind: CandidateKind::Mapped, addr });
         let list: Vec<Candidate> = mapped.into_iter().chain(self.hosts.iter().copied()).collect();
         self.core.set_candidates(list.clone());
+        // The server sees for itself where we are; peers that meet us without it do not.
+        let nat = self.shared.nat.load();
+        let seen = nat.observed.first().map(|addr| Candidate { kind: CandidateKind::Observed, addr: *addr });
+        let next = nat.predicted.map(|addr| Candidate { kind: CandidateKind::Predicted, addr });
+        let beyond = seen.into_iter().chain(next).filter(|beyond| list.iter().all(|own| own.addr != beyond.addr));
+        let list: Vec<Candidate> = beyond.chain(list.iter().copied()).take(CANDIDATES_MAX).collect();
+        self.shared.candidates.store(Arc::new(list.clone()));
         self.casts.candidates.cast(peer_table::OwnCandidates(list));
     }
 
     fn schedule_resolve(&mut self, after: Duration) {
         let tell = self.casts.own.0.clone();
-        self.tasks.push(smol::spawn(async move {
+        self.again = Some(smol::spawn(async move {
             smol::Timer::after(after).await;
             tell.cast(Resolved::Again);
         }));
@@ -381,38 +459,40 @@ pub fn publish_lease(shared: &ClientShared, certificate: &Certificate) {
     }));
 }
 
-async fn gather(netlink: &Netlink, shared: &ClientShared) -> Result<Vec<Candidate>, crate::io::netlink::NetlinkError> {
-    if !shared.config.lan || !shared.config.direct {
-        return Ok(Vec::new());
-    }
+async fn look(netlink: &Netlink, shared: &ClientShared) -> Result<Surroundings, crate::io::netlink::NetlinkError> {
     let device = shared.slot.get().map(|tap| tap.ifindex());
     let lease = shared.lease.load_full();
     let overlay = lease.as_deref().map(leased_networks).unwrap_or_default();
-    let ports: Vec<(UplinkId, u16)> =
-        shared.uplinks.readers().map(|uplink| (uplink.id(), uplink.local_addr().port())).collect();
-    let mut list: Vec<Candidate> = netlink
+    let servers: Vec<_> = shared.views.server.load().endpoints.iter().map(|endpoint| endpoint.addr.ip()).collect();
+    Surroundings::look(netlink, device, &overlay, servers.into_iter()).await
+}
+
+fn gather(seen: &Surroundings, shared: &ClientShared) -> Vec<Candidate> {
+    if !shared.config.lan || !shared.config.direct {
+        return Vec::new();
+    }
+    let lease = shared.lease.load_full();
+    let overlay = lease.as_deref().map(leased_networks).unwrap_or_default();
+    let mut list: Vec<Candidate> = seen
         .addresses()
-        .await?
-        .into_iter()
-        .filter(|address| address.is_usable() && address.is_up() && !address.is_loopback())
-        .filter(|address| Some(address.ifindex) != device)
-        .filter_map(|address| {
-            let endpoint = Endpoint::udp(SocketAddr::new(address.addr, 1));
-            let (_, port) = ports.iter().find(|(id, _)| *id == endpoint.uplink)?;
-            let addr = SocketAddr::new(address.addr, *port);
-            is_dialable(addr, &overlay).then_some(Candidate { kind: CandidateKind::Host, addr })
+        .flat_map(|address| {
+            let ports = ports_at(address, &shared.config.uplinks, &shared.uplinks);
+            ports.into_iter().map(move |port| SocketAddr::new(address.addr, port))
         })
+        .filter(|addr| is_dialable(*addr, &overlay))
+        .map(|addr| Candidate { kind: CandidateKind::Host, addr })
         .collect();
     list.sort();
     list.dedup();
     list.truncate(CANDIDATES_MAX - 2);
-    Ok(list)
+    list
 }
 
 impl Actor for ServerLink {
     type Stop = StopReason;
 
     async fn started(&mut self, _: &Mailbox<Self>) -> Result<(), StopReason> {
+        self.wish();
         self.resolve();
         self.watch();
         Ok(())
@@ -476,6 +556,9 @@ impl Handler<SayToServer> for ServerLink {
     async fn handle(&mut self, SayToServer(message): SayToServer, _: &mut Context<Self>) {
         if self.core.is_attached() {
             self.core.say(&message);
+            if matches!(message, Control::PeerLookup { .. }) {
+                self.core.relay_is_silent(Instant::now());
+            }
         } else {
             self.shared.views.counters.dropped(DropReason::Unreachable);
         }
@@ -508,7 +591,41 @@ impl Handler<OwnCandidates> for ServerLink {
     async fn handle(&mut self, OwnCandidates(list): OwnCandidates, _: &mut Context<Self>) {
         self.hosts = list;
         self.tell_candidates();
-        self.core.uplinks_changed(Instant::now());
+    }
+}
+
+impl Handler<UnderlayChanged> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, UnderlayChanged { moved }: UnderlayChanged, _: &mut Context<Self>) {
+        let now = Instant::now();
+        let what =
+            if moved { "the ways out of this machine have changed" } else { "this machine's addresses have changed" };
+        logging::limited(now, Level::Info, "changes of networks", format_args!("{what}: every path is tried anew"));
+        // The server first: the relay carries what peers are told once it knows us again.
+        self.core.uplinks_changed(now);
+        self.drain(now);
+        self.casts.uplinks.cast(WaysChanged { moved });
+        if let Some((_, redial)) = &self.casts.connect {
+            redial.cast(Redial);
+        }
+        if moved && !self.core.is_attached() {
+            self.resolve();
+        }
+    }
+}
+
+impl Handler<Connected> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, Connected(open): Connected, _: &mut Context<Self>) {
+        let missing = self.connect.iter().any(|wanted| !open.contains(wanted));
+        let surplus = open.iter().any(|open| !self.connect.contains(open));
+        self.core.set_connections(open, Instant::now());
+        if missing || surplus {
+            // Who keeps them may have been restarted, or have missed what we said last.
+            self.wish();
+        }
     }
 }
 
@@ -525,6 +642,14 @@ impl Handler<OwnStats> for ServerLink {
 
     async fn handle(&mut self, OwnStats(stats): OwnStats, _: &mut Context<Self>) {
         self.core.set_stats(stats);
+    }
+}
+
+impl Handler<Offer> for ServerLink {
+    type Return = ();
+
+    async fn handle(&mut self, Offer(offer): Offer, _: &mut Context<Self>) {
+        self.core.set_offer(offer);
     }
 }
 

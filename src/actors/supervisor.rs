@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -194,6 +194,16 @@ impl Supervisor {
         factory: impl FnMut() -> A + Send + 'static,
         policy: Policy,
     ) {
+        self.start(executor, mailbox, factory, policy);
+    }
+
+    fn start<A: Service>(
+        &self,
+        executor: &Arc<Executor<'static>>,
+        mailbox: Mailbox<A>,
+        factory: impl FnMut() -> A + Send + 'static,
+        policy: Policy,
+    ) -> Arc<Record> {
         let address = mailbox.address();
         let (stop, stopped) = channel::bounded(1);
         let (fault, faults) = channel::bounded(1);
@@ -220,7 +230,7 @@ impl Supervisor {
             silent_max: A::SILENT_MAX,
         };
         children.push(Child {
-            record,
+            record: Arc::clone(&record),
             pulse,
             mailbox: Box::new(move || MailboxStatus { queued: address.len(), capacity: address.capacity() }),
             stop,
@@ -228,6 +238,21 @@ impl Supervisor {
             fault,
             task: Some(task),
         });
+        record
+    }
+
+    /// As [`supervise`](Self::supervise), for an actor that comes and goes while the node runs: it ends, and leaves
+    /// the registry, when what this gives is dropped. It gets no time for goodbyes then.
+    #[must_use = "the actor ends when this is dropped"]
+    pub fn supervise_while<A: Service>(
+        &self,
+        executor: &Arc<Executor<'static>>,
+        mailbox: Mailbox<A>,
+        factory: impl FnMut() -> A + Send + 'static,
+        policy: Policy,
+    ) -> Tenancy {
+        let record = self.start(executor, mailbox, factory, policy);
+        Tenancy { shared: Arc::downgrade(&self.0), record }
     }
 
     /// Every actor in the order they were started.
@@ -304,6 +329,24 @@ impl Supervisor {
         // Full: one is on its way already.
         let _ = child.fault.try_send(fault);
         Ok(())
+    }
+}
+
+/// An actor's right to run; see [`Supervisor::supervise_while`].
+pub struct Tenancy {
+    shared: Weak<Shared>,
+    record: Arc<Record>,
+}
+
+impl Drop for Tenancy {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut children = shared.children();
+        let place = children.iter().position(|child| Arc::ptr_eq(&child.record, &self.record));
+        let ended = place.map(|place| children.remove(place));
+        drop(children);
+        // With its task the actor goes, the next time its executor turns.
+        drop(ended);
     }
 }
 
@@ -642,6 +685,21 @@ mod tests {
         let waited = fourth.elapsed();
         assert!((Duration::from_millis(60)..SOON).contains(&waited), "waited {waited:?}");
         assert_eq!(births.load(SeqCst), 5);
+        assert!(lab.supervisor.node_ended().now_or_never().is_none());
+    }
+
+    #[test]
+    fn an_actor_for_a_while_ends_and_leaves_the_registry_with_its_tenancy() {
+        let lab = Lab::new();
+        let (_first, _) = lab.start(Policy::RESTART);
+        let (address, mailbox) = Mailbox::<Worker>::bounded(8);
+        let worker = lab.worker();
+        let tenancy = lab.supervisor.supervise_while(&lab.executor, mailbox, move || worker.clone(), Policy::RESTART);
+        assert_eq!(smol::block_on(call(&address, Double(4), SOON)), Ok(8));
+        assert_eq!(lab.supervisor.status().len(), 2);
+        drop(tenancy);
+        assert_eq!(lab.supervisor.status().len(), 1);
+        until("its end", || !address.is_connected());
         assert!(lab.supervisor.node_ended().now_or_never().is_none());
     }
 

@@ -27,17 +27,23 @@ use super::ext::{Caster, cast};
 use super::mac_learning::MacLearning;
 use super::metrics::Metrics;
 use super::names::Names;
+use super::neighbours::{Neighbours, NeighboursCasts};
+use super::observer::Observer;
 use super::peer_table::{PeerTable, PeerTableCasts};
 use super::relay::Relay;
+use super::routes::Routes;
 use super::server_link::{ServerLink, ServerLinkCasts, publish_lease};
 use super::service_manager;
 use super::stats::{Outputs, Stats};
 use super::store::{Desk, Store};
 use super::supervisor::{Policy, Supervisor};
 use super::tap_reader::TapReader;
+use super::tcp_dial::TcpDial;
 use super::tcp_path::TcpPath;
 use super::udp_path::{Reception, ServerIngress, UdpPath};
+use super::uplink_keeper::{Held, UplinkKeeper};
 use super::upnp::{GatewayCell, Upnp, UpnpCasts, UpnpShared};
+use super::words::Words;
 use crate::cli::reply::Status;
 use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerConfig};
 use crate::counters::Counters;
@@ -52,11 +58,12 @@ use crate::io::signals::{Asked, NodeSignals};
 use crate::io::store::SqliteStore;
 use crate::io::tap::{Tap, TapConfig};
 use crate::io::tap_slot::TapSlot;
-use crate::io::tcp::TcpListen;
+use crate::io::tcp::{TcpListen, TcpTx};
 use crate::io::udp::{BindError, UdpUplink};
 use crate::io::uplinks::Uplinks;
 use crate::logging;
 use crate::messages::coordinator::Reconfigure;
+use crate::messages::peer_table::Neighbour;
 use crate::messages::server_link::MappingChanged;
 use crate::proto::crypto::{Trust, enrol_mac1_key, mac1_key};
 use crate::proto::fdb::STATION_AGE;
@@ -77,6 +84,8 @@ pub(super) const MAILBOX: usize = 1024;
 pub(super) const EDGE_MAILBOX: usize = 64;
 /// Socket buffers asked for: a burst of 64 KiB super-frames must fit several times.
 pub(super) const SOCKET_BUFFER: usize = 8 << 20;
+/// Of a socket that gets a question now and then.
+const SMALL_BUFFER: usize = 256 << 10;
 /// After which a peer of a bridged ethcloud that says nothing is none any more; the manual's default.
 const CLOUD_PEER_TIMEOUT: Duration = Duration::from_secs(1800);
 /// All goodbyes must be said within this, to end within a second.
@@ -191,8 +200,13 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
         pinned: ArcSwap::from_pointee(pinned),
         map_version: Arc::new(AtomicU64::new(0)),
         events: EventLog::default(),
+        modes: ArcSwap::default(),
+        routes: ArcSwap::default(),
         gateway: GatewayCell::default(),
+        nat: ArcSwap::default(),
+        candidates: ArcSwap::default(),
         started: now,
+        words: Words::default(),
         end,
         cloud: std::sync::OnceLock::new(),
     });
@@ -252,7 +266,8 @@ fn client_uplinks(config: &ClientConfig, state: &StateDir, counters: &Arc<Counte
     {
         log::debug!("the port is not kept for the next start: {error}");
     }
-    Ok(Uplinks::new(Some(Arc::new(udp4)), udp6.map(Arc::new), None, counters.clone()))
+    let tcp = config.tcp.then(TcpTx::default);
+    Ok(Uplinks::new(Some(Arc::new(udp4)), udp6.map(Arc::new), tcp, counters.clone()))
 }
 
 fn wire_client(
@@ -267,8 +282,10 @@ fn wire_client(
     let (peers, peers_mailbox) = Mailbox::<PeerTable>::bounded(MAILBOX);
     let (server, server_mailbox) = Mailbox::<ServerLink>::bounded(MAILBOX);
     let (tap, tap_mailbox) = Mailbox::<TapReader>::bounded(EDGE_MAILBOX);
+    let (dial, dial_mailbox) = Mailbox::<TcpDial>::bounded(EDGE_MAILBOX);
     let (stats, stats_mailbox) = Mailbox::<Stats>::bounded(EDGE_MAILBOX);
     let (control_address, control_mailbox) = Mailbox::<Control>::bounded(EDGE_MAILBOX);
+    let (routes, routes_mailbox) = Mailbox::<Routes>::bounded(EDGE_MAILBOX);
 
     // The first to start is the last to stop: the gateway is asked to delete what it maps when all else is done.
     if let Some(lent) = client_upnp(shared) {
@@ -284,6 +301,9 @@ fn wire_client(
         map_at: Caster::new(server.clone(), counters.clone()),
         stats: Caster::new(server.clone(), counters.clone()),
         members: Caster::new(fdb.clone(), counters.clone()),
+        punched: Caster::new(peers.clone(), counters.clone()),
+        woken: Caster::new(server.clone(), counters.clone()),
+        looked: Caster::new(peers.clone(), counters.clone()),
     };
     let lent = shared.clone();
     let factory = move || PeerTable::new(lent.clone(), peer_casts.clone());
@@ -294,12 +314,27 @@ fn wire_client(
         from_server: Caster::new(peers.clone(), counters.clone()),
         place: Caster::new(peers.clone(), counters.clone()),
         candidates: Caster::new(peers.clone(), counters.clone()),
+        nat: Caster::new(peers.clone(), counters.clone()),
         configure: Caster::new(tap.clone(), counters.clone()),
-        own: (Caster::new(server.clone(), counters.clone()), Caster::new(server.clone(), counters.clone())),
+        uplinks: Caster::new(peers.clone(), counters.clone()),
+        connect: shared
+            .uplinks
+            .tcp()
+            .map(|_| (Caster::new(dial.clone(), counters.clone()), Caster::new(dial.clone(), counters.clone()))),
+        table: Caster::new(routes.clone(), counters.clone()),
+        own: (
+            Caster::new(server.clone(), counters.clone()),
+            Caster::new(server.clone(), counters.clone()),
+            Caster::new(server.clone(), counters.clone()),
+        ),
     };
     let lent = shared.clone();
     let factory = move || ServerLink::new(lent.clone(), link_casts.clone());
     supervisor.supervise(&threads.control, server_mailbox, factory, Policy::RESTART);
+
+    if shared.config.direct && shared.config.lan_discovery {
+        wire_neighbours(shared, Caster::new(peers.clone(), counters.clone()), supervisor, threads);
+    }
 
     let want = Caster::new(peers.clone(), counters.clone());
     if let Some(cloud) = shared.cloud.get() {
@@ -319,6 +354,17 @@ fn wire_client(
     };
     supervisor.supervise(&threads.data, tap_mailbox, factory, Policy::RESTART);
 
+    if !shared.config.uplinks.is_empty() {
+        let (keeper, mailbox) = Mailbox::<UplinkKeeper>::bounded(EDGE_MAILBOX);
+        let changed = Caster::new(peers.clone(), counters.clone());
+        let (lent, own) = (shared.clone(), Caster::new(keeper.clone(), counters.clone()));
+        let held = Held::default();
+        let factory = move || UplinkKeeper::new(lent.clone(), held.clone(), changed.clone(), own.clone());
+        supervisor.supervise(&threads.control, mailbox, factory, Policy::RESTART);
+        threads.keep(keeper);
+    }
+
+    let table = peers.clone();
     let casts = IngressCasts {
         inbound: Caster::new(peers.clone(), counters.clone()),
         control: Caster::new(peers.clone(), counters.clone()),
@@ -329,21 +375,38 @@ fn wire_client(
         learn: Caster::new(fdb, counters.clone()),
     };
     let key = mac1_key(&shared.key, &no_psk());
-    for uplink in shared.uplinks.readers() {
-        let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
-        threads.keep(address);
-        let (lent, casts, counters) = (shared.clone(), casts.clone(), counters.clone());
+    if let Some(tcp) = shared.uplinks.tcp() {
+        let (lent, casts, connected) = (shared.clone(), casts.clone(), Caster::new(server.clone(), counters.clone()));
+        let factory = move || {
+            let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key);
+            TcpDial::new(tcp.clone(), Box::new(ingress), lent.views.counters.clone(), connected.clone())
+        };
+        supervisor.supervise(&threads.data, dial_mailbox, factory, Policy::RESTART);
+        threads.keep(dial);
+    }
+    let (lent, supervised, data) = (Arc::downgrade(shared), supervisor.clone(), threads.data.clone());
+    shared.uplinks.read_with(Box::new(move |uplink| {
+        // The sockets hold their readers, so the readers' maker must not hold the sockets.
+        let (Some(lent), (address, mailbox)) = (lent.upgrade(), Mailbox::<UdpPath>::bounded(EDGE_MAILBOX)) else {
+            return Box::new(());
+        };
+        let (casts, counters) = (casts.clone(), lent.views.counters.clone());
         let factory = move || {
             let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key)
                 .with_cloud(cloud_port(&lent));
             UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress)))
         };
-        supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
-    }
+        Box::new((supervised.supervise_while(&data, mailbox, factory, Policy::RESTART), address))
+    }));
 
     let (names, names_mailbox) = Mailbox::<Names>::bounded(EDGE_MAILBOX);
     let lent = shared.clone();
     supervisor.supervise(&threads.control, names_mailbox, move || Names::new(lent.clone()), Policy::RESTART);
+
+    let offer = Caster::new(server.clone(), counters.clone());
+    let (lent, look) = (shared.clone(), Caster::new(routes.clone(), counters.clone()));
+    let factory = move || Routes::new(lent.clone(), offer.clone(), look.clone());
+    supervisor.supervise(&threads.control, routes_mailbox, factory, Policy::RESTART);
 
     let sampler = Arc::new(Sampler::new(Source::Client(shared.clone()), supervisor.clone(), shared.started));
     let config = &shared.config;
@@ -360,14 +423,14 @@ fn wire_client(
     }
 
     let (lent, guard) = (shared.clone(), supervisor.clone());
-    let (asked, link) = (sampler.clone(), server.clone());
-    let answer: super::control::Answer = Arc::new(move |request| {
-        report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), link.clone())
-    });
+    let (asked, to) = (sampler.clone(), (server.clone(), table.clone()));
+    let answer: super::control::Answer =
+        Arc::new(move |request| report::answer_client(request, lent.clone(), guard.clone(), asked.clone(), to.clone()));
     let factory = move || Control::new(control.clone(), answer.clone());
     supervisor.supervise(&threads.control, control_mailbox, factory, Policy::RESTART);
     threads.keep(tap);
     threads.keep(names);
+    threads.keep(routes);
     threads.keep(server);
     threads.keep(stats);
     threads.keep(control_address);
@@ -470,6 +533,15 @@ fn server_uplinks(config: &ServerConfig, counters: &Arc<Counters>) -> Result<(Up
     listen.extend(udp6.iter().map(|uplink| uplink.local_addr().ip()));
     let tcp = TcpListen::bind(&listen, config.port)?;
     let uplinks = Uplinks::new(udp4.map(Arc::new), udp6.map(Arc::new), Some(tcp.tx()), counters.clone());
+    for ip in listen.iter().filter(|_| config.nat_port != 0) {
+        let id = if ip.is_ipv4() { UplinkId::OBSERVER4 } else { UplinkId::OBSERVER6 };
+        let bound = UdpUplink::bind(id, SocketAddr::new(*ip, config.nat_port), SMALL_BUFFER);
+        match bound.map(|uplink| uplinks.add(uplink)) {
+            Ok(added) => drop(added.expect("nobody else has its number")),
+            // Members do without: they take their routers for easy ones, as most are.
+            Err(error) => log::warn!("members cannot find out about their routers: {error} (nat_port)"),
+        }
+    }
     Ok((uplinks, tcp))
 }
 
@@ -516,6 +588,7 @@ fn wire_server(
     let public = Identity::from_secret(shared.secrets.0.clone()).public;
     let mac1_keys = (mac1_key(&public, &no_psk()), enrol_mac1_key(&fingerprint(&public)));
     let epoch = Epoch(shared.started);
+    let key = super::client::seed();
     let (lent, to) = (shared.clone(), coordinator.clone());
     let ingress = move || ServerIngress {
         epoch,
@@ -529,6 +602,7 @@ fn wire_server(
         tcp: lent.uplinks.tcp(),
         hints: HintBudget::default(),
         batch: SendBatch::new(lent.uplinks.max_segments()),
+        observer: Observer::new(key, lent.uplinks.clone()),
     };
     for uplink in shared.uplinks.readers() {
         let (address, mailbox) = Mailbox::<UdpPath>::bounded(EDGE_MAILBOX);
@@ -649,6 +723,17 @@ fn server_upnp(shared: &Arc<ServerShared>) -> Option<UpnpShared> {
         device: Arc::new(|| None),
         say: Arc::new(move |text| told.events.say(text)),
     })
+}
+
+fn wire_neighbours(shared: &Arc<ClientShared>, found: Caster<Neighbour>, supervisor: &Supervisor, threads: &Threads) {
+    let counters = &shared.views.counters;
+    let (neighbours, mailbox) = Mailbox::<Neighbours>::bounded(EDGE_MAILBOX);
+    let own = (Caster::new(neighbours.clone(), counters.clone()), Caster::new(neighbours.clone(), counters.clone()));
+    let casts = NeighboursCasts { found, own };
+    let lent = shared.clone();
+    let factory = move || Neighbours::new(lent.clone(), casts.clone());
+    supervisor.supervise(&threads.control, mailbox, factory, Policy::RESTART);
+    threads.keep(neighbours);
 }
 
 fn wire_upnp(

@@ -64,6 +64,8 @@ pub struct TapReader {
     end: smol::channel::Sender<Ending>,
     configured: Option<Certificate>,
     buffer: Box<[u8]>,
+    /// The last burst was a single frame.
+    lone: bool,
 }
 
 impl TapReader {
@@ -78,7 +80,7 @@ impl TapReader {
         end: smol::channel::Sender<Ending>,
     ) -> Self {
         let buffer = vec![0; READ_MAX].into();
-        Self { slot, lease, map_version, device, egress, counters, end, configured: None, buffer }
+        Self { slot, lease, map_version, device, egress, counters, end, configured: None, buffer, lone: false }
     }
 
     /// Brings the device up to the lease, making it first if there is none.
@@ -155,6 +157,10 @@ impl TapReader {
         let result = loop {
             self.egress.frame(&mut self.buffer[..length], offloaded, &mut scope);
             (frames, bytes) = (frames + 1, bytes + length);
+            // Who sends one frame at a time waits for the answer: it goes before we ask whether there are more.
+            if self.lone && frames == 1 {
+                self.egress.flush();
+            }
             if frames == BURST_FRAMES || bytes >= BURST_BYTES {
                 break Ok(());
             }
@@ -164,6 +170,7 @@ impl TapReader {
             }
         };
         self.egress.finish(&scope);
+        self.lone = frames == 1;
         result
     }
 }

@@ -13,6 +13,7 @@ use xtra::{Actor, Mailbox};
 use super::cloud_path::CloudIngress;
 use super::datapath::{HintBudget, Ingress};
 use super::ext::{Caster, Service, StopReason};
+use super::observer::Observer;
 use crate::counters::{Counters, DropReason, add};
 use crate::ids::{Endpoint, UplinkId};
 use crate::io::batch::SendBatch;
@@ -26,6 +27,7 @@ use crate::proto::session::Epoch;
 use crate::view::MemberView;
 use crate::wire::handshake::{HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
+use crate::wire::observe::OBSERVE;
 
 /// What becomes of the datagrams of a socket.
 pub enum Reception {
@@ -49,6 +51,7 @@ pub struct ServerIngress {
     pub tcp: Option<crate::io::tcp::TcpTx>,
     pub hints: HintBudget,
     pub batch: SendBatch,
+    pub observer: Observer,
 }
 
 impl ServerIngress {
@@ -83,7 +86,12 @@ impl ServerIngress {
     }
 
     fn sort(&mut self, from: Endpoint, datagram: &mut [u8], now: Instant) -> Result<(), DropReason> {
-        match Kind::of(datagram).ok_or(DropReason::Malformed)? {
+        if datagram.first() == Some(&OBSERVE) {
+            return self.observer.handle(from, datagram);
+        }
+        // On the second port members speak of where they are seen, and of nothing else.
+        let is_observer = from.uplink.is_observer();
+        match Kind::of(datagram).filter(|kind| !is_observer || *kind == Kind::Ctrl).ok_or(DropReason::Malformed)? {
             Kind::Relay => {
                 let to = self.relay.load().forward(from, datagram)?;
                 self.batch.reserve(datagram.len()).copy_from_slice(datagram);
@@ -94,7 +102,7 @@ impl ServerIngress {
                 let header = SealedHeader::parse(datagram)?;
                 let members = self.members.load();
                 let Some(session) = members.sessions.get(&header.receiver) else {
-                    if self.hints.take(from.addr.ip(), self.epoch.ms(now)) {
+                    if !is_observer && self.hints.take(from.addr.ip(), self.epoch.ms(now)) {
                         let (index, counter) = (header.receiver, header.counter);
                         let hint = Hint { reason: HintReason::NoSession, index, counter };
                         add(&self.counters.hints_sent, 1);

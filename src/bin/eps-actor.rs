@@ -8,16 +8,28 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use eps_actor::actors::{cloud_system, supervisor, system};
-use eps_actor::cli::args::{Arguments, ClientArguments, Command, ServerArguments};
+use eps_actor::cli::args::{Arguments, ClientArguments, Command, SelftestCommand, ServerArguments};
 use eps_actor::cli::demo::{self, is_broken_pipe};
-use eps_actor::cli::{check, completions, configure, install, man, members, orders, status};
+use eps_actor::cli::{
+    check, completions, configure, install, man, members, netcheck, orders, paths, ping, selftest, status, tunnel, why,
+};
 use eps_actor::config::{self, ConfigError};
 use eps_actor::config::{LogSettings, Role};
 use eps_actor::logging;
 use log::LevelFilter;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse_from(words());
+    let words = words();
+    let is_tunnel = words.get(1).is_some_and(|word| word == "tunnel");
+    let arguments = match Arguments::try_parse_from(words) {
+        Ok(arguments) => arguments,
+        // As multi_tun says it; see `cli::tunnel`.
+        Err(error) if error.use_stderr() && is_tunnel => {
+            let _ = error.print();
+            return ExitCode::from(tunnel::BAD_USAGE);
+        }
+        Err(error) => error.exit(),
+    };
     // Not locked: other threads of a node print, too.
     let mut out = io::stdout();
     let ended = run(arguments.command, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?));
@@ -73,15 +85,21 @@ fn run(command: Command, out: &mut dyn Write) -> Result<u8> {
             start_node(config.log_level, &config.log, &config.warnings)?;
             system::run_client(config, load)?;
         }
+        Command::Tunnel(arguments) => return tunnel::run(*arguments),
         Command::Cloud(options) => {
             start_node(options.level(), &LogSettings::default(), &[])?;
             cloud_system::run_cloud(options)?;
         }
         Command::Demo(_) => return demo::run(out),
+        Command::Selftest(SelftestCommand::Nat(arguments)) => return selftest::nat(&arguments, out),
         Command::Check(arguments) => return Ok(check::run(&arguments, out, &mut io::stderr())?),
         Command::Status(arguments) => status::run(&arguments, out)?,
         Command::Members(arguments) => members::run(&arguments, out)?,
+        Command::Paths(arguments) => paths::run(&arguments, out)?,
         Command::Invite(arguments) => orders::invite(&arguments, out)?,
+        Command::Ping(arguments) => return ping::run(&arguments, out),
+        Command::Why(arguments) => return why::run(&arguments, out),
+        Command::Netcheck(arguments) => return netcheck::run(&arguments, out),
         Command::Kick(arguments) => orders::kick(&arguments, out)?,
         Command::Leave(arguments) => orders::leave(&arguments, out)?,
         Command::Map(arguments) => orders::map(&arguments, out)?,

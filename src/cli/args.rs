@@ -10,6 +10,7 @@ use log::LevelFilter;
 
 use crate::config::cloud::CloudOptions;
 use crate::config::{ClientOptions, Expiry, Role, ServerOptions};
+use crate::proto::multipath::Mode;
 
 /// A layer-2 mesh VPN: computers in different places on one Ethernet.
 #[derive(Debug, Parser)]
@@ -31,6 +32,7 @@ pub struct Arguments {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one of them in a process")]
 pub enum Command {
     /// Run the server of a network: admits members, introduces them to each other, relays for them
     #[command(after_help = "\
@@ -52,18 +54,50 @@ The device comes up with: ip address add 10.8.0.1/24 dev ethcloud0; ip link set 
     /// Show a server and three clients behind two NATs on this machine, in namespaces, and clean up
     #[command(after_help = "Example: sudo eps-actor demo")]
     Demo(DemoArguments),
+    /// Try on this machine what the network does elsewhere, in namespaces, and clean up
+    #[command(subcommand, after_help = "Example: sudo eps-actor selftest nat")]
+    Selftest(SelftestCommand),
     /// Show what a running server or client is doing
     #[command(after_help = "Example: sudo eps-actor status --json")]
     Status(StatusArguments),
     /// List the members of the network
     #[command(after_help = "Example: sudo eps-actor members --json")]
     Members(MembersArguments),
+    /// Show the paths to other members, or change how several of them are used; at the client
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor paths
+  sudo eps-actor paths laptop --mode redundant")]
+    Paths(PathsArguments),
     /// Print a new join line; at the server
     #[command(after_help = "\
 Examples:
   sudo eps-actor invite                    for one member, within 24 hours
   sudo eps-actor invite --reusable --expires never")]
     Invite(InviteArguments),
+    /// Ask another member for signs of life, and show the path of each answer; at a client
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor ping nas
+  sudo eps-actor ping 10.20.0.7 -c 3 -i 0.2
+
+Exit codes: 0 an answer came, 1 none did, 2 bad usage")]
+    Ping(PingArguments),
+    /// Say why another member is, or is not, reached directly, and what would change it; at a client
+    #[command(after_help = "\
+Example: sudo eps-actor why nas
+
+Exit codes: 0 nothing is wrong, 1 something is, 2 bad usage")]
+    Why(WhyArguments),
+    /// Find out what this machine's network and its NATs let pass; needs no membership and no root
+    #[command(after_help = "\
+Examples:
+  eps-actor netcheck --server vpn.example.org
+  eps-actor netcheck --stun stun.example.org --stun stun.example.net:3478 --json
+  eps-actor netcheck --server vpn.example.org --long
+
+Exit codes: 0 UDP was answered, 1 it was not, 2 bad usage")]
+    Netcheck(NetcheckArguments),
     /// Take a member out of the network for good; at the server
     #[command(after_help = "Example: sudo eps-actor kick laptop")]
     Kick(KickArguments),
@@ -86,6 +120,15 @@ Examples:
   sudo eps-actor configure --from /etc/eps.conf
   sudo eps-actor configure --role server --port 43439 --network 10.20.0.0/24 --open=false --install")]
     Configure(ConfigureArguments),
+    /// Carry IP packets to one other machine by several paths at once, as multi_tun does
+    #[command(after_help = "\
+Examples:
+  server$ sudo eps-actor tunnel -l 10.42.42.1 -s 0.0.0.0 -p 5678
+  client$ sudo eps-actor tunnel -l 10.42.42.2 -c 192.168.123.2:192.168.123.1,10.0.0.2:10.0.0.1 -p 5678
+
+multi_tun's protocol is neither encrypted nor authenticated: whoever reaches the port takes part. --native is.
+Exit codes: 0 done, or no socket to be had (as multi_tun has it), 1 other trouble, 255 bad usage")]
+    Tunnel(Box<super::tunnel::TunnelArguments>),
     /// Write the manual pages into a directory
     #[command(hide = true, after_help = "Example: eps-actor man-pages /usr/local/share/man/man1")]
     ManPages(ManPagesArguments),
@@ -100,14 +143,19 @@ Example: eps-actor completions bash > /etc/bash_completion.d/eps-actor")]
 }
 
 impl Command {
-    /// The options that all commands have but `server`, `client` and `cloud`, which have their own.
+    /// The options that all commands have but those that run a node, which have their own.
     pub fn common(&self) -> Option<&Common> {
         match self {
-            Self::Server(_) | Self::Client(_) | Self::Cloud(_) => None,
+            Self::Server(_) | Self::Client(_) | Self::Cloud(_) | Self::Tunnel(_) => None,
             Self::Demo(arguments) => Some(&arguments.common),
+            Self::Selftest(SelftestCommand::Nat(arguments)) => Some(&arguments.common),
             Self::Status(arguments) => Some(&arguments.common),
             Self::Members(arguments) => Some(&arguments.common),
+            Self::Paths(arguments) => Some(&arguments.common),
             Self::Invite(arguments) => Some(&arguments.common),
+            Self::Ping(arguments) => Some(&arguments.common),
+            Self::Netcheck(arguments) => Some(&arguments.common),
+            Self::Why(arguments) => Some(&arguments.common),
             Self::Kick(arguments) => Some(&arguments.common),
             Self::Leave(arguments) => Some(&arguments.common),
             Self::Check(arguments) => Some(&arguments.common),
@@ -119,6 +167,29 @@ impl Command {
             Self::InjectPanic(arguments) => Some(&arguments.common),
         }
     }
+}
+
+/// What is tried.
+#[derive(Debug, Subcommand)]
+pub enum SelftestCommand {
+    /// Let machines behind every kind of router meet, two by two, and print the grid
+    #[command(after_help = "\
+Examples:
+  sudo eps-actor selftest nat
+  sudo eps-actor selftest nat --kinds port,hard --json")]
+    Nat(SelftestNatArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct SelftestNatArguments {
+    /// Kinds of routers: none, full, addr, port, hard, double, blocked [default: all]
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub kinds: Vec<String>,
+    /// Print one object of JSON, in the end
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 #[derive(Debug, Args)]
@@ -263,9 +334,94 @@ pub struct InviteArguments {
 }
 
 #[derive(Debug, Args)]
+pub struct PingArguments {
+    /// The member: its name, its address in the network, or its id, as `eps-actor status` shows them
+    pub peer: String,
+    /// How many to send; 0 for no end
+    #[arg(short = 'c', long, value_name = "N", default_value = "10")]
+    pub count: u32,
+    /// Seconds between them, from 0.1 to 3600
+    #[arg(short = 'i', long, value_name = "SECONDS", default_value = "1", value_parser = ping_interval)]
+    pub interval: std::time::Duration,
+    /// Print JSON: a line for each event, and one that sums up
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// A peer answers ten a second and not more.
+fn ping_interval(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "write seconds, like 1 or 0.2".to_owned())?;
+    if (0.1..=3600.0).contains(&seconds) {
+        Ok(std::time::Duration::from_secs_f64(seconds))
+    } else {
+        Err("write seconds from 0.1 to 3600".to_owned())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct WhyArguments {
+    /// The member: its name, its address in the network, or its id, as `eps-actor status` shows them
+    pub peer: String,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct NetcheckArguments {
+    /// A server of ours to ask; repeat or separate by commas [default: that of the client on this machine]
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub server: Vec<String>,
+    /// A public server of STUN (RFC 8489) to ask; repeat or separate by commas. Two tell the kind of the NAT
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub stun: Vec<String>,
+    /// Try how long a mapping lives without traffic, up to this time [default when given alone: 5m]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "5m", value_parser = long_time)]
+    pub long: Option<std::time::Duration>,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Servers take up a question about an address again for ten minutes.
+fn long_time(text: &str) -> Result<std::time::Duration, String> {
+    let time = crate::config::units::duration(text).filter(|time| (2..=600).contains(&time.as_secs()));
+    time.ok_or_else(|| "write a time from 2s to 10m".to_owned())
+}
+
+#[derive(Debug, Args)]
 pub struct KickArguments {
     /// The member, as `eps-actor members` shows it
     pub name: String,
+    #[command(flatten)]
+    pub socket: Socket,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Debug, Args)]
+pub struct PathsArguments {
+    /// The member, as `eps-actor members` shows it [default: all]
+    pub peer: Option<String>,
+    /// Use several paths so until the client ends: best, redundant-small, redundant or bonded; without a member, for all
+    /// that were not named
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<Mode>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub socket: Socket,
     #[command(flatten)]
@@ -371,7 +527,7 @@ pub struct Common {
     pub log_level: LevelFilter,
 }
 
-fn level(text: &str) -> Result<LevelFilter, String> {
+pub(super) fn level(text: &str) -> Result<LevelFilter, String> {
     match text {
         "error" | "warn" | "info" | "debug" | "trace" => text.parse().map_err(|_| "not a level".to_owned()),
         _ => Err("write error, warn, info, debug or trace".to_owned()),
@@ -395,7 +551,8 @@ mod tests {
             let name = command.get_name();
             assert!(command.get_about().is_some(), "{name}");
             assert!(command.get_after_help().is_some_and(|help| help.to_string().contains("Example")), "{name}");
-            assert!(command.get_arguments().any(|argument| argument.get_long() == Some("log-level")), "{name}");
+            let own = command.get_subcommands().next().unwrap_or(command);
+            assert!(own.get_arguments().any(|argument| argument.get_long() == Some("log-level")), "{name}");
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "{name} {}", argument.get_id());
             }
@@ -416,10 +573,16 @@ mod tests {
             "status --role cloud",
             "map --role cloud",
             "demo",
+            "selftest nat --kinds port,hard --json",
             "status --json --role client",
             "members --json",
             "invite --reusable --expires never --json",
             "invite --expires 24h --control /tmp/x",
+            "ping nas -c 3 -i 0.2 --json --control /tmp/x",
+            "why nas --json",
+            "netcheck",
+            "netcheck --server a --server b:5 --stun c --long --json",
+            "netcheck --long=8s",
             "kick laptop",
             "leave",
             "check --config x.ron --role server",
@@ -431,6 +594,8 @@ mod tests {
             "configure --role client --from /etc/eps.conf --join= --yes",
             "configure --role server --open --output x.ron --install",
             "man-pages out",
+            "tunnel -l 10.42.42.1 -s 0.0.0.0 -p 5678",
+            "tunnel -l 10.42.42.2 -c 192.168.123.2:192.168.123.1,10.0.0.2:10.0.0.1 -p 5678",
             "inject-panic peer-table --role client",
         ] {
             let words = std::iter::once("eps-actor").chain(line.split_whitespace());
@@ -440,6 +605,10 @@ mod tests {
 
     #[test]
     fn bad_usage_ends_with_2() {
+        for line in ["ping", "why", "netcheck --long=1h", "ping nas -i 0", "ping nas -c -1"] {
+            let words = std::iter::once("eps-actor").chain(line.split_whitespace());
+            assert_eq!(Arguments::try_parse_from(words).expect_err("bad usage").exit_code(), 2, "{line}");
+        }
         for line in ["", "frob", "server --frob", "kick", "check", "invite --expires 5", "status --log-level loud"] {
             let words = std::iter::once("eps-actor").chain(line.split_whitespace());
             assert_eq!(Arguments::try_parse_from(words).expect_err("bad usage").exit_code(), 2, "{line}");

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::args::{Asked, Socket, Target};
 use crate::config::cloud::CLOUD_CONTROL;
+use crate::config::tunnel::TUNNEL_CONTROL;
 use crate::config::{CLIENT_CONTROL, SERVER_CONTROL};
 use crate::io::control_socket::{ControlError, request};
 
@@ -37,7 +38,10 @@ pub fn ask(target: &Target, question: &Value) -> anyhow::Result<Vec<Value>> {
     let (sockets, nobody) = match (&target.socket.control, target.role) {
         (Some(path), _) => return Ok(vec![request(path, question, PATIENCE)?]),
         (None, Some(role)) => return Ok(vec![ask_role(role, None, question)?]),
-        (None, None) => ([SERVER_CONTROL, CLIENT_CONTROL, CLOUD_CONTROL].map(PathBuf::from), NobodyAnswers::Neither),
+        (None, None) => {
+            let all = [SERVER_CONTROL, CLIENT_CONTROL, CLOUD_CONTROL, TUNNEL_CONTROL];
+            (all.map(PathBuf::from), NobodyAnswers::Neither)
+        }
     };
     ask_all(&sockets, question, nobody)
 }

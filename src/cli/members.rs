@@ -8,6 +8,7 @@ use serde_json::json;
 use super::args::MembersArguments;
 use super::ask::ask;
 use super::reply::{ClientStatus, Lease, ServerStatus, Status};
+use super::routes::cell;
 use super::status::print_cloud_peers;
 use super::table::Column::Left;
 use super::table::Table;
@@ -22,6 +23,7 @@ pub fn run(arguments: &MembersArguments, out: &mut dyn Write) -> anyhow::Result<
     if arguments.json {
         let field = match status {
             Status::Server(_) => "leases",
+            Status::Tunnel(_) => anyhow::bail!(NO_MEMBERS),
             Status::Client(_) | Status::Cloud(_) => "peers",
         };
         writeln!(out, "{}", reply.get(field).unwrap_or(&json!([])))?;
@@ -30,18 +32,24 @@ pub fn run(arguments: &MembersArguments, out: &mut dyn Write) -> anyhow::Result<
     match status {
         Status::Server(status) => print_of_server(&status, unix_seconds(), out)?,
         Status::Client(status) => print_of_client(&status, out)?,
+        Status::Tunnel(_) => anyhow::bail!(NO_MEMBERS),
         Status::Cloud(status) => print_cloud_peers(&status.peers, out)?,
     }
     Ok(())
 }
 
+const NO_MEMBERS: &str = "what answers is a tunnel, which has no members; `eps-actor status` shows its paths";
+
 fn print_of_server(status: &ServerStatus, now_unix: u64, out: &mut dyn Write) -> io::Result<()> {
     if status.leases.is_empty() {
         return writeln!(out, "no member yet: `eps-actor invite` prints a line to join with");
     }
-    let mut table = Table::new(["member", "address", "address6", "MAC", "state", "joined", "rights", "id"].map(Left));
+    let is_routed = status.leases.iter().any(|lease| !lease.routes.is_empty());
+    let mut columns = ["member", "address", "address6", "MAC", "state", "joined", "rights", "id"].map(Left).to_vec();
+    columns.extend(is_routed.then_some(Left("routes")));
+    let mut table = Table::new(columns);
     for lease in &status.leases {
-        table.row(vec![
+        let mut row = vec![
             Some(lease.name.clone()),
             lease.address.clone(),
             lease.address6.clone(),
@@ -50,7 +58,11 @@ fn print_of_server(status: &ServerStatus, now_unix: u64, out: &mut dyn Write) ->
             lease.joined_unix.map(|joined| format!("{} ago", Seconds(now_unix.saturating_sub(joined) as f64))),
             (!lease.rights.is_empty()).then(|| lease.rights.join(", ")),
             Some(lease.id.clone()),
-        ]);
+        ];
+        if is_routed {
+            row.push(cell(&lease.routes));
+        }
+        table.row(row);
     }
     table.write(out)
 }
@@ -64,26 +76,38 @@ fn state(lease: &Lease) -> String {
 }
 
 fn print_of_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
-    let mut table = Table::new(["member", "address", "address6", "MAC", "state", "id"].map(Left));
+    let (published, peers) = (&status.routing.published, &status.peers);
+    let is_routed = !published.is_empty() || peers.iter().any(|peer| !peer.routes.is_empty());
+    let mut columns = ["member", "address", "address6", "MAC", "state", "id"].map(Left).to_vec();
+    columns.extend(is_routed.then_some(Left("routes")));
+    let mut table = Table::new(columns);
+    let with_routes = |mut row: Vec<Option<String>>, routes: &[String]| {
+        if is_routed {
+            row.push(cell(routes));
+        }
+        row
+    };
     let node = &status.node;
     let without_prefix = |address: &Option<String>| address.as_ref().map(|text| text.split('/').take(1).collect());
-    table.row(vec![
+    let row = vec![
         Some(node.name.clone()),
         without_prefix(&node.address),
         without_prefix(&node.address6),
         node.mac.clone(),
         Some("this node".to_owned()),
         Some(node.id.clone()),
-    ]);
-    for peer in &status.peers {
-        table.row(vec![
+    ];
+    table.row(with_routes(row, published));
+    for peer in peers {
+        let row = vec![
             Some(peer.name.clone()),
             peer.address.clone(),
             peer.address6.clone(),
             Some(peer.mac.clone()),
             Some(if peer.online { "online" } else { "offline" }.to_owned()),
             Some(peer.id.clone()),
-        ]);
+        ];
+        table.row(with_routes(row, &peer.routes));
     }
     table.write(out)
 }

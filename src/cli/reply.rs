@@ -9,11 +9,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// The status of a node in either role.
+#[allow(clippy::large_enum_variant, reason = "one is made for each question, and none is kept")]
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "role", rename_all = "lowercase")]
 pub enum Status {
     Client(ClientStatus),
     Server(ServerStatus),
+    Tunnel(TunnelStatus),
     Cloud(CloudStatus),
 }
 
@@ -25,6 +27,8 @@ pub struct ClientStatus {
     pub node: ClientNode,
     pub server: ServerContact,
     pub gateway: Gateway,
+    pub nat: Nat,
+    pub routing: Routing,
     pub peers: Vec<Peer>,
     /// Of the ethcloud that it bridges, where it does.
     pub cloud: Option<Vec<CloudPeer>>,
@@ -63,6 +67,16 @@ pub struct ServerContact {
     pub network: Option<String>,
 }
 
+/// The NAT in front of a client.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Nat {
+    /// `none`, `easy`, `predictable`, `hard` or `unknown`.
+    pub kind: String,
+    pub observed: Vec<String>,
+    pub predicted: Option<String>,
+}
+
 /// What the gateway maps to a node.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -88,6 +102,45 @@ pub struct PortMapping {
     pub lifetime_seconds: Option<f64>,
 }
 
+/// What a client does for subnets beyond the network.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Routing {
+    pub published: Vec<String>,
+    pub not_allowed: Vec<String>,
+    pub accepted: Vec<AcceptedRoute>,
+    pub refused: Vec<RefusedRoute>,
+    pub exit: Option<ExitState>,
+    pub trouble: Option<String>,
+}
+
+/// A subnet that is reached through a member.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct AcceptedRoute {
+    pub subnet: String,
+    pub gateway: String,
+    pub peer: Option<String>,
+}
+
+/// A subnet that a member publishes and this machine does not take up.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct RefusedRoute {
+    pub subnet: String,
+    pub reason: String,
+}
+
+/// The way to the Internet.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ExitState {
+    pub peer: String,
+    /// `up`, `closed` or `waiting`.
+    pub state: String,
+    pub reason: Option<String>,
+}
+
 /// Another client, as a client sees it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -102,11 +155,15 @@ pub struct Peer {
     pub state: String,
     pub path: Option<String>,
     pub rtt_ms: Option<f64>,
+    /// Octets of an IP packet.
+    pub path_mtu: Option<u16>,
     pub last_proof_seconds: Option<f64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
     pub session_age_seconds: Option<f64>,
     pub suite: Option<String>,
+    /// Subnets it publishes; `0.0.0.0/0` is the Internet.
+    pub routes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -155,6 +212,10 @@ pub struct Lease {
     pub connected_seconds: Option<f64>,
     pub joined_unix: Option<u64>,
     pub rights: Vec<String>,
+    /// Subnets it publishes; `0.0.0.0/0` is the Internet.
+    pub routes: Vec<String>,
+    /// What it would publish and may not, with the reason.
+    pub rejected_routes: Vec<String>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
     pub peers: Vec<LeasePeer>,
@@ -169,6 +230,53 @@ pub struct LeasePeer {
     pub rtt_ms: Option<f64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
+}
+
+/// A tunnel over several paths.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct TunnelStatus {
+    pub version: String,
+    pub uptime_seconds: f64,
+    pub node: TunnelNode,
+    pub paths: Vec<TunnelPath>,
+    pub counters: BTreeMap<String, f64>,
+    pub actors: Vec<Actor>,
+    pub events: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct TunnelNode {
+    /// `server` or `client`.
+    pub end: String,
+    /// `multi_tun` or `native`.
+    pub protocol: String,
+    pub addresses: Vec<String>,
+    pub device: Option<String>,
+    pub mtu: u64,
+    pub listen: Vec<String>,
+    pub port: u16,
+    pub session_age_seconds: Option<f64>,
+    pub suite: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct TunnelPath {
+    pub from: Option<String>,
+    pub to: Option<String>,
+    /// `up`, `silent`, `failing` or `waiting`.
+    pub state: String,
+    pub failure: Option<String>,
+    pub last_heard_seconds: Option<f64>,
+    pub rtt_ms: Option<f64>,
+    pub rx_datagrams: u64,
+    pub rx_bytes: u64,
+    pub duplicates: u64,
+    pub tx_datagrams: u64,
+    pub tx_bytes: u64,
+    pub tx_dropped: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

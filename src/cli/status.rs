@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::StatusArguments;
 use super::ask::ask;
 use super::reply::{
-    Actor, ClientStatus, CloudPeer, CloudStatus, Gateway, Lease, Peer, PortMapping, ServerStatus, Status,
+    Actor, ClientStatus, CloudPeer, CloudStatus, Gateway, Lease, Nat, Peer, PortMapping, ServerStatus, Status,
 };
 use super::table::Column::{Left, Right};
 use super::table::Table;
@@ -35,6 +35,7 @@ pub fn print(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     match status {
         Status::Client(status) => print_client(status, out),
         Status::Server(status) => print_server(status, out),
+        Status::Tunnel(status) => super::tunnel_status::print(status, out),
         Status::Cloud(status) => print_cloud(status, out),
     }
 }
@@ -68,6 +69,8 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     let network = server.network.as_deref().and_then(|network| named("network", network));
     writeln!(out, "server {endpoint}: {}", joined([Some(contact.as_str()), Some(&map), network.as_deref()]))?;
     print_gateway(&status.gateway, out)?;
+    print_nat(&status.nat, out)?;
+    super::routes::print(&status.routing, out)?;
     print_peers(&status.peers, out)?;
     if let Some(peers) = &status.cloud {
         writeln!(out, "\nbridged cloud: {}", count(peers.len() as u64, "peer"))?;
@@ -76,6 +79,17 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     print_actors(&status.actors, out)?;
     print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;
     print_lines("health", client_notes(status).iter(), out)
+}
+
+/// What the NAT in front of the client does, where there is one.
+fn print_nat(nat: &Nat, out: &mut dyn Write) -> io::Result<()> {
+    let what = match nat.kind.as_str() {
+        "easy" => "keeps one port for all destinations",
+        "predictable" => "uses another port for each destination, in steps",
+        "hard" => "uses another port for each destination",
+        _ => return Ok(()),
+    };
+    writeln!(out, "nat {}: {what}; seen at {}", nat.kind, nat.observed.join(" and "))
 }
 
 /// What the gateway maps, or why it does not. Where nobody asks it there is nothing to say.
@@ -238,7 +252,7 @@ fn reaches(lease: &Lease) -> Option<String> {
     (!groups.is_empty()).then(|| groups.join(", "))
 }
 
-fn print_actors(actors: &[Actor], out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn print_actors(actors: &[Actor], out: &mut dyn Write) -> io::Result<()> {
     if actors.is_empty() {
         return Ok(());
     }
@@ -264,7 +278,11 @@ fn print_actors(actors: &[Actor], out: &mut dyn Write) -> io::Result<()> {
     table.write(out)
 }
 
-fn print_lines<T: AsRef<str>>(heading: &str, lines: impl Iterator<Item = T>, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn print_lines<T: AsRef<str>>(
+    heading: &str,
+    lines: impl Iterator<Item = T>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let mut lines = lines.peekable();
     if lines.peek().is_some() {
         writeln!(out, "\n{heading}:")?;
@@ -317,7 +335,7 @@ fn server_notes(status: &ServerStatus) -> Vec<String> {
     notes
 }
 
-fn actor_notes(actors: &[Actor]) -> impl Iterator<Item = String> {
+pub(super) fn actor_notes(actors: &[Actor]) -> impl Iterator<Item = String> {
     actors.iter().filter(|actor| actor.restarts > 0 || actor.state != "running").map(|actor| {
         let why = actor.last_stop.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         match (actor.state.as_str(), actor.restarts) {
@@ -339,7 +357,7 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
     }
 }
 
-fn age(version: &str, uptime: f64) -> String {
+pub(super) fn age(version: &str, uptime: f64) -> String {
     format!("version {version}, up {}", Seconds(uptime))
 }
 
@@ -347,7 +365,7 @@ fn named(what: &str, text: &str) -> Option<String> {
     (!text.is_empty()).then(|| format!("{what} {text}"))
 }
 
-fn joined<'a>(parts: impl IntoIterator<Item = Option<&'a str>>) -> String {
+pub(super) fn joined<'a>(parts: impl IntoIterator<Item = Option<&'a str>>) -> String {
     parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
@@ -360,7 +378,7 @@ fn count_as(number: u64, one: &str, many: &str) -> String {
 }
 
 /// Events shown; `--json` has all there are.
-const EVENTS: usize = 5;
+pub(super) const EVENTS: usize = 5;
 
 /// Peers named in one sentence; the table has all of them.
 const NAMES: usize = 5;

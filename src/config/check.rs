@@ -11,15 +11,18 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use log::LevelFilter;
 
 use super::raw::{ClientRaw, Field, Keyed, MemberRaw, Node, Place, ServerRaw, Struct, Value, shorten};
 use super::units::{Expiry, duration, size};
 use super::{
-    ClientConfig, LogFormat, LogSettings, MemberPin, Network6, RIGHTS, Role, ScorecardFormat, ServerConfig, is_name,
-    read_join_file,
+    ClientConfig, LogFormat, LogSettings, MemberPin, Network6, RIGHTS, Role, Routing, ScorecardFormat, ServerConfig,
+    Uplink, is_name, read_join_file,
 };
+use crate::proto::multipath::Mode;
+use crate::proto::routes::{Approval, EXIT, overlaps, routable};
+use crate::wire::control::OFFER_MAX;
 use crate::wire::ethcloud::Token;
 use crate::wire::join::{HostPort, JoinLine, MAX_HOSTS};
 
@@ -97,6 +100,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let advertise = check.hosts(raw.advertise.as_ref(), "advertise", port.unwrap_or(super::PORT));
     let open = check.boolean(raw.open.as_ref(), "open", false);
     let members = check.members(raw.members.as_ref(), network);
+    let allow_routes = check.allow_routes(raw.allow_routes.as_ref());
     let control = check.socket(raw.control.as_ref(), super::SERVER_CONTROL);
     let invite_expiry = check.expiry(raw.invite_expiry.as_ref());
     let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
@@ -108,6 +112,10 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
     let log = check.log(raw.log.as_ref(), super::SERVER_LOG, how);
     let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
+    let next = port.unwrap_or(super::PORT).checked_add(1).unwrap_or(0);
+    let written = raw.nat_port.as_ref().filter(|node| !matches!(node.value, Value::None));
+    let nat_port = check.number(written, "nat_port", 0..=65535, next, "; 0 listens on none");
+    let nat_port = check.not_the_same(nat_port, port, written);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     if open == Some(true) {
@@ -123,6 +131,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
         advertise: advertise?,
         open: open?,
         members: members?,
+        allow_routes: allow_routes?,
         control: control?,
         invite_expiry: invite_expiry?,
         scorecard: scorecard?,
@@ -133,6 +142,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
         log_level: log_level?,
         log: log?,
         upnptimeout: upnptimeout?,
+        nat_port: nat_port?,
         warnings,
     })
 }
@@ -150,9 +160,14 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let device = check.device(raw.device.as_ref());
     let mtu = check.number(raw.mtu.as_ref(), "mtu", 576..=9000, super::MTU, " (bytes)");
     let offload = check.boolean(raw.offload.as_ref(), "offload", true);
+    let mss_clamp = check.boolean(raw.mss_clamp.as_ref(), "mss_clamp", true);
     let lan = check.boolean(raw.lan.as_ref(), "lan", true);
     let direct = check.boolean(raw.direct.as_ref(), "direct", true);
+    let uplinks = check.uplinks(raw.uplinks.as_ref());
+    let multipath = check.multipath(raw.multipath.as_ref());
+    let tcp = check.boolean(raw.tcp.as_ref(), "tcp", true);
     let hosts = check.optional_file(raw.hosts.as_ref(), "hosts", super::HOSTS);
+    let routing = check.routing(raw);
     let control = check.socket(raw.control.as_ref(), super::CLIENT_CONTROL);
     let scorecard_format = check.scorecard_format(raw.scorecard_format.as_ref(), raw.scorecard.as_ref());
     let stats = check.boolean(raw.stats.as_ref(), "stats", false);
@@ -162,6 +177,8 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let how = [&raw.log_format, &raw.log_max_size, &raw.log_max_age, &raw.log_keep].map(Option::as_ref);
     let log = check.log(raw.log.as_ref(), super::CLIENT_LOG, how);
     let upnptimeout = check.upnptimeout(raw.upnptimeout.as_ref());
+    let hard_nat = check.boolean(raw.hard_nat.as_ref(), "hard_nat", true);
+    let lan_discovery = check.boolean(raw.lan_discovery.as_ref(), "lan_discovery", true);
     let cloud = check.cloud(raw.cloud.as_ref());
     let cloud_token = check.cloud_token(raw.cloud_token.as_ref());
     let cloud_connect = check.hosts(raw.cloud_connect.as_ref(), "cloud_connect", super::cloud::CLOUD_PORT);
@@ -186,9 +203,14 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         device: device?,
         mtu: mtu?,
         offload: offload?,
+        mss_clamp: mss_clamp?,
         lan: lan?,
         direct: direct?,
+        uplinks: uplinks?,
+        multipath: multipath?,
+        tcp: tcp?,
         hosts: hosts?,
+        routing: routing?,
         control: control?,
         scorecard: scorecard?,
         scorecard_format: scorecard_format?,
@@ -197,6 +219,8 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         log_level: log_level?,
         log: log?,
         upnptimeout: upnptimeout?,
+        hard_nat: hard_nat?,
+        lan_discovery: lan_discovery?,
         cloud: cloud?,
         cloud_token: cloud_token?,
         cloud_connect: cloud_connect?,
@@ -408,6 +432,82 @@ impl Check<'_> {
         }
     }
 
+    /// Which member may publish what: `NAME=SUBNET`, or `NAME=exit`.
+    fn allow_routes(&mut self, node: Option<&Node>) -> Option<Vec<Approval>> {
+        const EXPECTED: &str = "write NAME=SUBNET or NAME=exit, like gate=10.1.0.0/16";
+        let Some(node) = node else { return Some(Vec::new()) };
+        self.list(node, "allow_routes", EXPECTED, |check, node, key| {
+            let text = check.text(node, key, EXPECTED)?;
+            let Some((name, subnet)) = text.split_once('=').filter(|(name, _)| is_name(name)) else {
+                return check.refuse(node, key, "names no member and subnet", EXPECTED);
+            };
+            let subnet = if subnet == "exit" { EXIT } else { check.subnet(node, subnet, key, EXPECTED)? };
+            Some(Approval { member: name.to_owned(), subnet })
+        })
+    }
+
+    fn routing(&mut self, raw: &ClientRaw) -> Option<Routing> {
+        const SUBNET: &str = "write ADDRESS/PREFIX of a network behind this machine, like 10.1.0.0/16";
+        let mut publish: Vec<IpNet> = Vec::new();
+        let published = match &raw.route {
+            None => Some(Vec::new()),
+            Some(node) => self.list(node, "route", SUBNET, |check, node, key| {
+                let text = check.text(node, key, SUBNET)?;
+                let subnet = check.subnet(node, text, key, SUBNET)?;
+                if let Some(other) = publish.iter().find(|other| overlaps(other, &subnet)) {
+                    return check.refuse(node, key, &format!("overlaps {other}"), "keep the wider of the two");
+                }
+                publish.push(subnet);
+                Some(subnet)
+            }),
+        };
+        if let (Some(node), true) = (&raw.route, publish.len() >= OFFER_MAX) {
+            // One place is kept for the exit.
+            let found = format!("there are {} subnets", publish.len());
+            return self.tell(&node.place, "route", found, format!("at most {}", OFFER_MAX - 1));
+        }
+        let accept = self.boolean(raw.accept_routes.as_ref(), "accept_routes", false);
+        let exit_node = self.boolean(raw.exit_node.as_ref(), "exit_node", false);
+        let masquerade = self.boolean(raw.masquerade.as_ref(), "masquerade", true);
+        let exit = match self.present(raw.exit.as_ref()) {
+            None => Some(None),
+            Some(node) => match self.text(node, "exit", NAME) {
+                Some("none") if matches!(node.place, Place::Option(_)) => Some(None),
+                Some(name) if is_name(name) => Some(Some(name.to_owned())),
+                Some(_) => self.refuse(node, "exit", "is not a name", NAME),
+                None => None,
+            },
+        };
+        if let (Some(Some(_)), Some(true), Some(node)) = (&exit, exit_node, &raw.exit_node) {
+            let found = "a machine that uses an exit cannot be one";
+            return self.tell(&node.place, "exit_node", found, "give exit or exit_node, not both");
+        }
+        Some(Routing {
+            publish: published?,
+            accept: accept?,
+            exit: exit?,
+            exit_node: exit_node?,
+            masquerade: masquerade?,
+        })
+    }
+
+    /// A subnet that can be published.
+    fn subnet(&mut self, node: &Node, text: &str, key: &str, expected: &str) -> Option<IpNet> {
+        let Ok(subnet) = text.parse::<IpNet>() else { return self.refuse(node, key, "is not a subnet", expected) };
+        if subnet.addr() != subnet.network() {
+            let better = format!("write {}", subnet.trunc());
+            return self.refuse(node, key, "is an address inside a subnet", better);
+        }
+        if subnet == EXIT {
+            let better = "for the way to the Internet, use --exit-node here and NAME=exit at the server";
+            return self.refuse(node, key, "is everything", better);
+        }
+        match routable(&subnet) {
+            Ok(()) => Some(subnet),
+            Err(why) => self.refuse(node, key, &format!("cannot be published: {why}"), expected),
+        }
+    }
+
     fn rights(&mut self, node: Option<&Node>, key: &str) -> Option<u8> {
         let Some(node) = node else { return Some(0) };
         let names = RIGHTS.map(|(name, _)| name);
@@ -468,6 +568,43 @@ impl Check<'_> {
         } else {
             self.refuse(node, "device", "is not a name for a network device", EXPECTED)
         }
+    }
+
+    fn uplinks(&mut self, node: Option<&Node>) -> Option<Vec<Uplink>> {
+        const EXPECTED: &str = "write an interface or an address of this machine, like eth0 or 192.168.1.7";
+        let Some(node) = node else { return Some(Vec::new()) };
+        let mut seen: Vec<Uplink> = Vec::new();
+        let uplinks = self.list(node, "uplinks", EXPECTED, |check, node, key| {
+            let text = check.text(node, key, EXPECTED)?;
+            let uplink = match text.parse::<IpAddr>() {
+                Ok(ip) if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() => {
+                    return check.refuse(node, key, "is no address of an uplink", EXPECTED);
+                }
+                Ok(ip) => Uplink::Address(ip),
+                // As the kernel has it: up to 15 bytes, no slash, no blank.
+                Err(_) if (1..=15).contains(&text.len()) && !text.contains(['/', ' ', ':']) && text != "lo" => {
+                    Uplink::Device(text.to_owned())
+                }
+                Err(_) => return check.refuse(node, key, "is no interface and no address", EXPECTED),
+            };
+            if seen.contains(&uplink) {
+                return check.refuse(node, key, "is written twice", "keep one");
+            }
+            seen.push(uplink.clone());
+            Some(uplink)
+        })?;
+        let (count, most) = (uplinks.len(), super::UPLINKS_MAX);
+        if count > most {
+            return self.tell(&node.place, "uplinks", format!("there are {count} uplinks"), format!("at most {most}"));
+        }
+        Some(uplinks)
+    }
+
+    fn multipath(&mut self, node: Option<&Node>) -> Option<Mode> {
+        const EXPECTED: &str = "write best, redundant-small, redundant or bonded";
+        let Some(node) = node else { return Some(Mode::default()) };
+        let mode = self.text(node, "multipath", EXPECTED)?.parse().ok();
+        mode.or_else(|| self.refuse(node, "multipath", "is no mode", EXPECTED))
     }
 
     fn expiry(&mut self, node: Option<&Node>) -> Option<Expiry> {
@@ -631,6 +768,16 @@ impl Check<'_> {
             Some(number) => Some(number),
             None if matches!(node.value, Value::Integer(_)) => self.refuse(node, key, "is out of range", expected),
             None => self.refuse(node, key, "is not such a number", expected),
+        }
+    }
+
+    /// A server cannot listen on one port twice.
+    fn not_the_same(&mut self, nat_port: Option<u16>, port: Option<u16>, node: Option<&Node>) -> Option<u16> {
+        match node {
+            Some(node) if nat_port.is_some() && nat_port == port => {
+                self.refuse(node, "nat_port", "is the port everybody knows", "write another one, or 0 for none")
+            }
+            Some(_) | None => nat_port,
         }
     }
 
@@ -932,6 +1079,8 @@ pub(super) mod tests {
     mtu: 575,
     lan: 1,
     direct: None,
+    uplinks: ["eth0", "10.0.0.2", "::", "eth0", "a/b"],
+    multipath: "striped",
     network: "10.0.0.0/8",
 )"#,
             ClientOptions::default(),
@@ -946,7 +1095,11 @@ pub(super) mod tests {
             "client.ron:9:10: mtu: 575 is out of range; write a whole number from 576 to 9000 (bytes)",
             "client.ron:10:10: lan: 1 is a number, not a truth value; ",
             "client.ron:11:13: direct: None is no value, not a truth value; ",
-            "client.ron:12:5: network: is a key of the server; ",
+            "client.ron:12:35: uplinks[2]: \"::\" is no address of an uplink; ",
+            "client.ron:12:41: uplinks[3]: \"eth0\" is written twice; ",
+            "client.ron:12:49: uplinks[4]: \"a/b\" is no interface and no address; ",
+            "client.ron:13:16: multipath: \"striped\" is no mode; write best, redundant-small, redundant or bonded",
+            "client.ron:14:5: network: is a key of the server; ",
         ];
         assert_eq!(said.len(), starts.len(), "{said:#?}");
         for (line, start) in said.iter().zip(starts) {

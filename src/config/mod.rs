@@ -10,6 +10,7 @@ pub mod cloud;
 pub mod options;
 pub mod raw;
 pub mod render;
+pub mod tunnel;
 pub mod units;
 
 use std::fmt;
@@ -20,9 +21,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use log::LevelFilter;
 
+use crate::proto::multipath::Mode;
+use crate::proto::routes::Approval;
 use crate::wire::join::{HostPort, JoinLine};
 use check::Problem;
 pub use options::{ClientOptions, ServerOptions};
@@ -107,6 +110,8 @@ pub struct ServerConfig {
     pub open: bool,
     /// Names, and pinned addresses, are unique; the addresses are hosts of `network`.
     pub members: Vec<MemberPin>,
+    /// Which subnets members may publish.
+    pub allow_routes: Vec<Approval>,
     /// The control socket; at most 107 bytes.
     pub control: PathBuf,
     /// For invitations that do not say otherwise.
@@ -125,6 +130,8 @@ pub struct ServerConfig {
     pub log: LogSettings,
     /// How long a gateway that maps ports is looked for before the search counts as vain; zero asks for no mapping.
     pub upnptimeout: Duration,
+    /// UDP port that only says from where members are seen; 0 for none.
+    pub nat_port: u16,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }
@@ -138,6 +145,27 @@ pub enum ScorecardFormat {
     Prometheus,
     /// Lines of a name and a value, as EPS Conduits has them.
     Classic,
+}
+
+/// What a client does for routes beyond its network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Routing {
+    /// Subnets behind this machine, of IPv4, none overlapping another.
+    pub publish: Vec<IpNet>,
+    /// Subnets of others are taken up.
+    pub accept: bool,
+    /// The member that is the way to the Internet.
+    pub exit: Option<String>,
+    /// This machine is a way to the Internet for others.
+    pub exit_node: bool,
+    /// What is forwarded leaves with this machine's own address.
+    pub masquerade: bool,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self { publish: Vec::new(), accept: false, exit: None, exit_node: false, masquerade: true }
+    }
 }
 
 /// Where the log goes, and how.
@@ -202,6 +230,7 @@ compared! {
         "advertise": advertise,
         "open": open,
         "members": members,
+        "allow_routes": allow_routes,
         "control": control,
         "invite_expiry": invite_expiry,
         "scorecard": scorecard,
@@ -216,6 +245,7 @@ compared! {
         "log_max_age": log.max_age,
         "log_keep": log.keep,
         "upnptimeout": upnptimeout,
+        "nat_port": nat_port,
     }
 }
 
@@ -229,9 +259,18 @@ compared! {
         "device": device,
         "mtu": mtu,
         "offload": offload,
+        "mss_clamp": mss_clamp,
         "lan": lan,
         "direct": direct,
+        "uplinks": uplinks,
+        "multipath": multipath,
+        "tcp": tcp,
         "hosts": hosts,
+        "route": routing.publish,
+        "accept_routes": routing.accept,
+        "exit": routing.exit,
+        "exit_node": routing.exit_node,
+        "masquerade": routing.masquerade,
         "control": control,
         "scorecard": scorecard,
         "scorecard_format": scorecard_format,
@@ -244,6 +283,8 @@ compared! {
         "log_max_age": log.max_age,
         "log_keep": log.keep,
         "upnptimeout": upnptimeout,
+        "hard_nat": hard_nat,
+        "lan_discovery": lan_discovery,
         "cloud": cloud,
         "cloud_token": cloud_token,
         "cloud_connect": cloud_connect,
@@ -251,7 +292,7 @@ compared! {
 }
 
 /// Keys of a server that are taken while it runs; the others need a restart.
-pub const SERVER_LIVE: &[&str] = &["advertise", "open", "members", "invite_expiry", "log_level"];
+pub const SERVER_LIVE: &[&str] = &["advertise", "open", "members", "allow_routes", "invite_expiry", "log_level"];
 /// Keys of a client that are taken while it runs.
 pub const CLIENT_LIVE: &[&str] = &["log_level"];
 
@@ -263,6 +304,7 @@ impl ServerConfig {
             advertise: newer.advertise,
             open: newer.open,
             members: newer.members,
+            allow_routes: newer.allow_routes,
             invite_expiry: newer.invite_expiry,
             log_level: newer.log_level,
             ..self.clone()
@@ -291,6 +333,18 @@ pub struct MemberPin {
     pub rights: u8,
 }
 
+/// Something that direct paths leave by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uplink {
+    /// An interface, which may come and go.
+    Device(String),
+    /// An address of this machine, likewise.
+    Address(IpAddr),
+}
+
+/// Uplinks there may be: each has a socket for either family.
+pub const UPLINKS_MAX: usize = 8;
+
 /// All a client needs to know before it starts.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -313,12 +367,22 @@ pub struct ClientConfig {
     pub mtu: u16,
     /// The device hands over and takes super-frames, as far as the kernel has them.
     pub offload: bool,
+    /// The segments of TCP connections are made to fit the path to the other member.
+    pub mss_clamp: bool,
     /// The addresses of own interfaces are offered as candidates.
     pub lan: bool,
     /// Direct paths are tried; otherwise everything is relayed.
     pub direct: bool,
+    /// What direct paths leave by; where none is named, the system's routes decide. At most [`UPLINKS_MAX`].
+    pub uplinks: Vec<Uplink>,
+    /// How several paths to one member are used, where nothing else was said for it.
+    pub multipath: Mode,
+    /// The server is spoken to over TCP where UDP gets no answer.
+    pub tcp: bool,
     /// The file that members' names are kept in, where given.
     pub hosts: Option<PathBuf>,
+    /// What others may reach through this machine.
+    pub routing: Routing,
     /// The control socket; at most 107 bytes.
     pub control: PathBuf,
     /// Written every 60 s where given.
@@ -333,6 +397,10 @@ pub struct ClientConfig {
     pub log: LogSettings,
     /// How long a gateway that maps ports is looked for before the search counts as vain; zero asks for no mapping.
     pub upnptimeout: Duration,
+    /// Many ports are tried where one side's NAT uses another one for each destination.
+    pub hard_nat: bool,
+    /// Members in one LAN are told and looked for by multicast.
+    pub lan_discovery: bool,
     /// Where the ethcloud is listened for that this member bridges into the network, where it does.
     pub cloud: Option<SocketAddr>,
     pub cloud_token: crate::wire::ethcloud::Token,
@@ -570,13 +638,14 @@ mod tests {
     #[test]
     fn what_is_taken_from_a_newer_file_is_what_the_list_says() {
         let text = r#"(port: 1, network: "10.0.0.0/24", advertise: ["a"], open: true, members: [(name: "b")],
-            invite_expiry: "1h", log_level: "debug", log: "", log_keep: 1)"#;
+            allow_routes: ["b=exit"], invite_expiry: "1h", log_level: "debug", log: "", log_keep: 1)"#;
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("x.ron");
         std::fs::write(&path, text).expect("written");
         let old = load_server(None, ServerOptions::default()).expect("defaults");
         let new = load_server(Some(&path), ServerOptions::default()).expect("a good file");
-        let needs_a_restart = ["port", "network", "log", "log_keep"];
+        // The second port is the one after the first.
+        let needs_a_restart = ["port", "network", "log", "log_keep", "nat_port"];
         let mut all: Vec<_> = needs_a_restart.into_iter().chain(SERVER_LIVE.iter().copied()).collect();
         all.sort_unstable();
         let mut differing = old.differing(&new);

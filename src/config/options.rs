@@ -41,6 +41,10 @@ pub struct ServerOptions {
     /// Fixed address and rights of a member, like printer=192.168.43.10,bridge; repeat for more [default: none]
     #[arg(long, visible_alias = "member", value_name = "NAME[=ADDRESS][,RIGHT]…")]
     pub members: Vec<String>,
+    /// Subnet a member may publish to the others, or exit for the way to the Internet, like gate=10.1.0.0/16; repeat or
+    /// separate by commas [default: none]
+    #[arg(long, value_name = "NAME=SUBNET|NAME=exit", value_delimiter = ',')]
+    pub allow_routes: Vec<String>,
     /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/server.sock]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
@@ -87,6 +91,10 @@ pub struct ServerOptions {
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
+    /// UDP port that members ask from where it sees them, the one after --port if none is named; 0 listens on none
+    /// [default: none]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
+    pub nat_port: Option<String>,
 }
 
 /// A client's keys as options; each one wins over the file.
@@ -124,15 +132,45 @@ pub struct ClientOptions {
     /// Let the kernel hand over many segments as one frame; false takes single frames [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub offload: Option<String>,
+    /// Make the segments of TCP connections fit the path to the other member [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub mss_clamp: Option<String>,
     /// Tell other members the addresses of this machine's interfaces [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub lan: Option<String>,
     /// Try direct paths; false relays everything [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub direct: Option<String>,
+    /// Interface or source address that direct paths use; repeat for several [default: none, the system's routes]
+    #[arg(long, visible_alias = "uplink", value_name = "INTERFACE|ADDRESS")]
+    pub uplinks: Vec<String>,
+    /// How several paths to one member are used: best, redundant-small, redundant or bonded [default: redundant-small]
+    #[arg(long, value_name = "MODE")]
+    pub multipath: Option<String>,
+    /// Speak to the server over TCP, at the same port, where UDP gets no answer [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tcp: Option<String>,
     /// Keep the members' names in the hosts file, /etc/hosts or another [default: none]
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub hosts: Option<String>,
+    /// IPv4 subnet behind this machine that the other members may reach through it, where the server allows it; repeat or
+    /// separate by commas [default: none]
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
+    pub route: Vec<String>,
+    /// Reach the subnets that other members publish [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub accept_routes: Option<String>,
+    /// Send everything for the Internet through this member, which must be an exit node; none sends it as without us
+    /// [default: none]
+    #[arg(long, value_name = "NAME")]
+    pub exit: Option<String>,
+    /// Be the way to the Internet for members that ask for it, where the server allows it [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub exit_node: Option<String>,
+    /// Give what members send through this machine its own address, so that nobody behind it needs a route back
+    /// [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub masquerade: Option<String>,
     /// Socket that `eps-actor status` and its like speak to [default: /run/eps-actor/client.sock]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
@@ -172,6 +210,12 @@ pub struct ClientOptions {
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
+    /// Try 1,024 ports of a member's router where nothing less gives a direct path [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub hard_nat: Option<String>,
+    /// Announce this member in its LAN, and listen for others [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub lan_discovery: Option<String>,
     /// Address to listen on for peers of an ethcloud, which is then bridged into the network: its stations are this
     /// member's, which needs the right `bridge` at the server [default: none]
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -196,6 +240,7 @@ impl ServerOptions {
         many(&mut raw.advertise, "--advertise", self.advertise);
         one(&mut raw.open, "--open", self.open);
         many(&mut raw.members, "--members", self.members);
+        many(&mut raw.allow_routes, "--allow-routes", self.allow_routes);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.invite_expiry, "--invite-expiry", self.invite_expiry);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
@@ -210,6 +255,7 @@ impl ServerOptions {
         one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
         one(&mut raw.log_keep, "--log-keep", self.log_keep);
         one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
+        one(&mut raw.nat_port, "--nat-port", self.nat_port);
     }
 }
 
@@ -233,9 +279,18 @@ impl ClientOptions {
         one(&mut raw.device, "--device", self.device);
         one(&mut raw.mtu, "--mtu", self.mtu);
         one(&mut raw.offload, "--offload", self.offload);
+        one(&mut raw.mss_clamp, "--mss-clamp", self.mss_clamp);
         one(&mut raw.lan, "--lan", self.lan);
         one(&mut raw.direct, "--direct", self.direct);
+        many(&mut raw.uplinks, "--uplinks", words(&self.uplinks));
+        one(&mut raw.multipath, "--multipath", self.multipath);
+        one(&mut raw.tcp, "--tcp", self.tcp);
         one(&mut raw.hosts, "--hosts", self.hosts);
+        many(&mut raw.route, "--route", self.route);
+        one(&mut raw.accept_routes, "--accept-routes", self.accept_routes);
+        one(&mut raw.exit, "--exit", self.exit);
+        one(&mut raw.exit_node, "--exit-node", self.exit_node);
+        one(&mut raw.masquerade, "--masquerade", self.masquerade);
         one(&mut raw.control, "--control", self.control);
         one(&mut raw.scorecard, "--scorecard", self.scorecard);
         one(&mut raw.scorecard_format, "--scorecard-format", self.scorecard_format);
@@ -248,6 +303,8 @@ impl ClientOptions {
         one(&mut raw.log_max_age, "--log-max-age", self.log_max_age);
         one(&mut raw.log_keep, "--log-keep", self.log_keep);
         one(&mut raw.upnptimeout, "--upnptimeout", self.upnptimeout);
+        one(&mut raw.hard_nat, "--hard-nat", self.hard_nat);
+        one(&mut raw.lan_discovery, "--lan-discovery", self.lan_discovery);
         one(&mut raw.cloud, "--cloud", self.cloud);
         one(&mut raw.cloud_token, "--cloud-token", self.cloud_token);
         many(&mut raw.cloud_connect, "--cloud-connect", words(&self.cloud_connect));
@@ -308,18 +365,19 @@ mod tests {
     #[test]
     fn every_option_reaches_its_key() {
         let line = "x --state=1 --listen=2 --port=3 --network=4 --network6=5 --sequential=6 --advertise=7 --open=8 \
-                    --members=9 --control=10 --invite-expiry=11 --scorecard=12 --scorecard-format=13 --stats=14 \
-                    --metrics=15 --graphviz=16 --log-level=17 --log=18 --log-format=19 --log-max-size=20 \
-                    --log-max-age=21 --log-keep=22 --upnptimeout=23";
+                    --members=9 --allow-routes=10 --control=11 --invite-expiry=12 --scorecard=13 \
+                    --scorecard-format=14 --stats=15 --metrics=16 --graphviz=17 --log-level=18 --log=19 \
+                    --log-format=20 --log-max-size=21 --log-max-age=22 --log-keep=23 --upnptimeout=24 --nat-port=25";
         let mut raw = ServerRaw::default();
         parse::<ServerOptions>(line).lay_over(&mut raw);
         reached(ServerRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
 
         let line = "x --state=1 --join=2 --join-file=3 --server=4 --port=5 --listen-port=6 --name=7 --device=8 \
-                    --mtu=9 --offload=10 --lan=11 --direct=12 --hosts=13 --control=14 --scorecard=15 \
-                    --scorecard-format=16 --stats=17 --metrics=18 --log-level=19 --log=20 --log-format=21 \
-                    --log-max-size=22 --log-max-age=23 --log-keep=24 --upnptimeout=25 --cloud=26 --cloud-token=27 \
-                    --cloud-connect=28";
+                    --mtu=9 --offload=10 --mss-clamp=11 --lan=12 --direct=13 --uplinks=14 --multipath=15 --tcp=16 \
+                    --hosts=17 --route=18 --accept-routes=19 --exit=20 --exit-node=21 --masquerade=22 --control=23 \
+                    --scorecard=24 --scorecard-format=25 --stats=26 --metrics=27 --log-level=28 --log=29 \
+                    --log-format=30 --log-max-size=31 --log-max-age=32 --log-keep=33 --upnptimeout=34 --hard-nat=35 \
+                    --lan-discovery=36 --cloud=37 --cloud-token=38 --cloud-connect=39";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());

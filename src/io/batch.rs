@@ -4,6 +4,8 @@
 //! and handed over as runs that each fit one GSO send. Nothing here allocates once its buffers have grown to the size
 //! of a burst.
 
+use std::ops::Range;
+
 use crate::ids::Endpoint;
 
 /// The most bytes one GSO send may hold: the largest UDP payload over IPv4.
@@ -83,6 +85,39 @@ impl SendBatch {
     pub fn push(&mut self, endpoint: Endpoint, datagram: &[u8]) {
         self.reserve(datagram.len()).copy_from_slice(datagram);
         self.commit(endpoint, datagram.len());
+    }
+
+    /// Where the next datagram will be, for [`repeat`](Self::repeat).
+    pub fn mark(&self) -> usize {
+        self.used
+    }
+
+    /// Adds copies of the datagrams between two marks, in which `prefix` stands for their first `strip` bytes. Gives
+    /// how many there were, and the bytes of the copies.
+    pub fn repeat(&mut self, marked: Range<usize>, endpoint: Endpoint, strip: usize, prefix: &[u8]) -> (u64, u64) {
+        let (Range { start: mark, end }, count) = (marked, self.runs.len());
+        let first = self.runs.iter().rposition(|run| run.start <= mark).unwrap_or(0);
+        let (mut datagrams, mut bytes) = (0, 0);
+        for number in first..count {
+            let run = self.runs[number];
+            // The last run may take up its own copies, or be begun anew: only what was there is copied.
+            let mut at = run.start;
+            while at < (run.start + run.len).min(end) {
+                let len = run.segment.min(run.start + run.len - at).min(end - at);
+                if at >= mark {
+                    let body = at + strip..at + len;
+                    let length = prefix.len() + body.len();
+                    self.reserve(length);
+                    let to = self.used;
+                    self.bytes[to..to + prefix.len()].copy_from_slice(prefix);
+                    self.bytes.copy_within(body, to + prefix.len());
+                    self.commit(endpoint, length);
+                    (datagrams, bytes) = (datagrams + 1, bytes + length as u64);
+                }
+                at += len.max(1);
+            }
+        }
+        (datagrams, bytes)
     }
 
     /// Hands over each run in order, as endpoint, bytes and, where the run has several datagrams, their length; and
@@ -166,6 +201,31 @@ mod tests {
         let shape: Vec<_> = runs.iter().map(|(to, bytes, segment)| (*to, bytes.len(), *segment)).collect();
         assert_eq!(shape, [(endpoint(1), 240, Some(100)), (endpoint(1), 40, None), (endpoint(2), 40, None)]);
         assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn what_was_added_since_a_mark_is_repeated_for_another_endpoint_with_another_head() {
+        let mut batch = SendBatch::new(64);
+        batch.push(endpoint(1), b"before");
+        let mark = batch.mark();
+        for datagram in [b"one...", b"two...", b"three."] {
+            batch.push(endpoint(1), datagram);
+        }
+        batch.push(endpoint(1), b"four");
+        let end = batch.mark();
+        assert_eq!(batch.repeat(mark..end, endpoint(2), 0, b""), (4, 22));
+        assert_eq!(batch.repeat(end - 4..end, endpoint(3), 1, b"relay:f"), (1, 10));
+        let runs: Vec<_> =
+            flushed(&mut batch).into_iter().map(|(to, bytes, segment)| (to, datagrams(&bytes, segment))).collect();
+        let texts = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().to_vec()).collect::<Vec<_>>();
+        assert_eq!(
+            runs,
+            [
+                (endpoint(1), texts(&["before", "one...", "two...", "three.", "four"])),
+                (endpoint(2), texts(&["one...", "two...", "three.", "four"])),
+                (endpoint(3), texts(&["relay:four"])),
+            ]
+        );
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl GatewaySocket {
     pub fn open(own: Ipv4Addr) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         socket.bind(&SockAddr::from(SocketAddrV4::new(own, 0)))?;
+        super::policy::mark_underlay(&socket);
         socket.set_multicast_if_v4(&own)?;
         socket.set_multicast_ttl_v4(TTL)?;
         socket.set_multicast_loop_v4(false)?;

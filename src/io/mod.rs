@@ -1,20 +1,27 @@
 //! Every syscall and every unsafe line.
+pub mod ask;
 pub mod batch;
 pub mod control_socket;
 pub mod files;
 pub mod gateway;
+pub mod holes;
 pub mod http;
+pub mod lan;
 pub mod log_file;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod notify;
 pub mod packet;
+pub mod policy;
 pub mod poll;
 pub mod signals;
 pub mod store;
+pub mod surroundings;
 pub mod tap;
 pub mod tap_slot;
 pub mod tcp;
+pub mod tcp_dial;
+pub mod tun;
 pub mod udp;
 pub mod uplinks;

@@ -24,12 +24,13 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, Mu
 use smol::Task;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::policy::mark_underlay;
 use crate::ids::MacAddr;
 
 /// A conversation with the kernel about one network namespace.
 #[derive(Debug)]
 pub struct Netlink {
-    handle: Handle,
+    pub(super) handle: Handle,
     /// Moves requests and answers; ends with this struct.
     _connection: Task<()>,
 }
@@ -316,12 +317,13 @@ pub fn keep_addresses(ifname: &str) -> io::Result<()> {
     std::fs::write(format!("/proc/sys/net/ipv6/conf/{ifname}/keep_addr_on_down"), "1")
 }
 
-/// The local address that a datagram to `to` would have as its source, or `None` if there is no route.
+/// The local address that a datagram of the underlay to `to` would have as its source, or `None` if there is no route.
 ///
 /// Nothing is sent. Asks in the calling thread's network namespace.
 pub fn source_towards(to: IpAddr) -> Option<IpAddr> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
+    mark_underlay(&socket);
     // The port does not matter, only that it is not 0.
     socket.connect(SocketAddr::new(to, 9)).ok()?;
     Some(socket.local_addr().ok()?.ip())
@@ -476,7 +478,7 @@ fn ip(addr: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn failed(operation: &'static str) -> impl Fn(rtnetlink::Error) -> NetlinkError {
+pub(super) fn failed(operation: &'static str) -> impl Fn(rtnetlink::Error) -> NetlinkError {
     move |error| match error {
         rtnetlink::Error::NetlinkError(message) => {
             let source = message.to_io();

@@ -22,9 +22,15 @@
 //! The input chain matters for hole punching: a datagram from outside that comes before the one from inside would
 //! otherwise be a connection to the router itself, and take the port that the inside should have been mapped to.
 //!
-//! The rules go with the network namespace.
+//! The rules go with the network namespace. What a client forwards for other members is in [`forward`](mod@forward).
+
+mod forward;
+
+pub mod zoo;
 
 use std::io;
+
+pub use forward::{Forwarding, forward, forward_table, is_private, remove_table};
 
 use super::netlink::netlink_socket;
 
@@ -59,10 +65,8 @@ pub fn masquerade_random_ports(wan_interface: &str) -> Result<(), NftError> {
 }
 
 fn install(wan_interface: &str, nat_flags: Option<u32>) -> Result<(), NftError> {
-    if !(1..libc::IFNAMSIZ).contains(&wan_interface.len()) {
-        return Err(NftError::BadName { name: wan_interface.to_owned() });
-    }
-    let mut batch = Batch::new();
+    check_name(wan_interface)?;
+    let mut batch = Batch::new(TABLE);
     batch.message("make a table", NFT_MSG_NEWTABLE, |message| message.text(NFTA_TABLE_NAME, TABLE));
     batch.chain("make a NAT chain", "postrouting", "nat", libc::NF_INET_POST_ROUTING, PRIORITY_SRCNAT);
     batch.rule("masquerade", "postrouting", |rule| {
@@ -84,16 +88,25 @@ fn install(wan_interface: &str, nat_flags: Option<u32>) -> Result<(), NftError> 
     batch.commit()
 }
 
+fn check_name(interface: &str) -> Result<(), NftError> {
+    match interface.len() {
+        1..libc::IFNAMSIZ => Ok(()),
+        _ => Err(NftError::BadName { name: interface.to_owned() }),
+    }
+}
+
 /// Messages that the kernel carries out together or not at all.
 struct Batch {
+    /// The table that chains and rules are of.
+    table: String,
     bytes: Message,
     /// What each message does; its index is the message's sequence number.
     steps: Vec<&'static str>,
 }
 
 impl Batch {
-    fn new() -> Self {
-        let mut batch = Self { bytes: Message(Vec::new()), steps: Vec::new() };
+    fn new(table: &str) -> Self {
+        let mut batch = Self { table: table.to_owned(), bytes: Message(Vec::new()), steps: Vec::new() };
         batch.envelope(libc::NFNL_MSG_BATCH_BEGIN);
         batch
     }
@@ -133,8 +146,9 @@ impl Batch {
     }
 
     fn chain(&mut self, step: &'static str, name: &str, kind: &str, hook: libc::c_int, priority: i32) {
+        let table = self.table.clone();
         self.message(step, NFT_MSG_NEWCHAIN, |chain| {
-            chain.text(NFTA_CHAIN_TABLE, TABLE);
+            chain.text(NFTA_CHAIN_TABLE, &table);
             chain.text(NFTA_CHAIN_NAME, name);
             chain.nested(NFTA_CHAIN_HOOK, |place| {
                 place.number(NFTA_HOOK_HOOKNUM, hook as u32);
@@ -146,8 +160,9 @@ impl Batch {
     }
 
     fn rule(&mut self, step: &'static str, chain: &str, fill: impl FnOnce(&mut Message)) {
+        let table = self.table.clone();
         self.message(step, NFT_MSG_NEWRULE, |rule| {
-            rule.text(NFTA_RULE_TABLE, TABLE);
+            rule.text(NFTA_RULE_TABLE, &table);
             rule.text(NFTA_RULE_CHAIN, chain);
             rule.nested(NFTA_RULE_EXPRESSIONS, fill);
         });
@@ -259,39 +274,61 @@ impl Message {
         });
     }
 
-    fn interface_is(&mut self, which: u32, name: &str) {
+    fn interface(&mut self, which: u32) {
         self.expression("meta", |meta| {
             meta.number(NFTA_META_DREG, NFT_REG_1);
             meta.number(NFTA_META_KEY, which);
         });
-        let mut padded = [0; libc::IFNAMSIZ];
-        padded[..name.len()].copy_from_slice(name.as_bytes());
-        self.equals(&padded);
+    }
+
+    fn interface_is(&mut self, which: u32, name: &str) {
+        self.interface(which);
+        self.equals(&padded_name(name));
     }
 
     fn connection_state_is_none_of(&mut self, states: u32) {
+        self.connection_state(states);
+        self.equals(&[0; 4]);
+    }
+
+    /// Those of the states that hold for the connection.
+    fn connection_state(&mut self, states: u32) {
         self.expression("ct", |ct| {
             ct.number(NFTA_CT_DREG, NFT_REG_1);
             ct.number(NFTA_CT_KEY, NFT_CT_STATE);
         });
+        self.masked(&states.to_ne_bytes());
+    }
+
+    fn masked(&mut self, mask: &[u8; 4]) {
         self.expression("bitwise", |bitwise| {
             bitwise.number(NFTA_BITWISE_SREG, NFT_REG_1);
             bitwise.number(NFTA_BITWISE_DREG, NFT_REG_1);
             bitwise.number(NFTA_BITWISE_LEN, 4);
-            bitwise.data(NFTA_BITWISE_MASK, &states.to_ne_bytes());
+            bitwise.data(NFTA_BITWISE_MASK, mask);
             bitwise.data(NFTA_BITWISE_XOR, &[0; 4]);
         });
-        self.equals(&[0; 4]);
     }
 
     fn drop_it(&mut self) {
+        self.verdict(libc::NF_DROP);
+    }
+
+    fn verdict(&mut self, code: libc::c_int) {
         self.expression("immediate", |immediate| {
             immediate.number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
             immediate.nested(NFTA_IMMEDIATE_DATA, |data| {
-                data.nested(NFTA_DATA_VERDICT, |verdict| verdict.number(NFTA_VERDICT_CODE, libc::NF_DROP as u32));
+                data.nested(NFTA_DATA_VERDICT, |verdict| verdict.number(NFTA_VERDICT_CODE, code as u32));
             });
         });
     }
+}
+
+/// An interface's name as rules compare it.
+fn padded_name(name: &str) -> [u8; libc::IFNAMSIZ] {
+    let mut padded = [0; libc::IFNAMSIZ];
+    padded[..name.len()].copy_from_slice(name.as_bytes());
+    padded
 }
 
 const TABLE: &str = "eps";

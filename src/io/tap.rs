@@ -101,6 +101,11 @@ pub enum TapError {
          (--device /dev/net/tun)"
     )]
     NoTun(#[source] io::Error),
+    #[error(
+        "/dev/net/tun is closed to this user ({0}); run as root, or open it with `chmod 666 /dev/net/tun` (what may be \
+         done with it needs CAP_NET_ADMIN all the same); in a container pass the device in (--device /dev/net/tun)"
+    )]
+    Closed(#[source] io::Error),
     #[error("not permitted to make the interface {name}; run as root or with CAP_NET_ADMIN")]
     NotPermitted { name: String, source: io::Error },
     #[error("the interface name {name} is taken; choose another device name, or end the program that uses it")]
@@ -238,7 +243,7 @@ fn ask_for_offloads(device: BorrowedFd<'_>) -> Offloads {
     Offloads::default()
 }
 
-fn open_tun(name: &str) -> Result<OwnedFd, TapError> {
+pub(super) fn open_tun(name: &str) -> Result<OwnedFd, TapError> {
     let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: the path is a C string literal.
     let fd = unsafe { libc::open(c"/dev/net/tun".as_ptr(), flags) };
@@ -249,13 +254,13 @@ fn open_tun(name: &str) -> Result<OwnedFd, TapError> {
     let source = io::Error::last_os_error();
     Err(match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoTun(source),
-        Some(libc::EACCES | libc::EPERM) => TapError::NotPermitted { name: name.to_owned(), source },
+        Some(libc::EACCES | libc::EPERM) => TapError::Closed(source),
         _ => TapError::Other { name: name.to_owned(), call: "open", source },
     })
 }
 
 /// Any socket will do for interface ioctls; it decides the namespace.
-fn control_socket() -> io::Result<OwnedFd> {
+pub(super) fn control_socket() -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -267,7 +272,7 @@ fn control_socket() -> io::Result<OwnedFd> {
 
 /// # Safety
 /// `argument` must be what `request` reads and writes.
-unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
+pub(super) unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
     // SAFETY: the caller vouches for the argument, and it is borrowed exclusively.
     match unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(argument)) } {
         -1 => Err(io::Error::last_os_error()),
@@ -276,14 +281,14 @@ unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -
 }
 
 /// The kernel's own rules (`dev_valid_name`), and at most one `%`, in `%d`.
-fn is_interface_name(name: &str) -> bool {
+pub(super) fn is_interface_name(name: &str) -> bool {
     let plain = name.replacen("%d", "", 1);
     (1..libc::IFNAMSIZ).contains(&name.len())
         && !matches!(name, "." | "..")
         && !plain.contains(|c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_ascii_whitespace())
 }
 
-fn interface_request(name: &str) -> libc::ifreq {
+pub(super) fn interface_request(name: &str) -> libc::ifreq {
     // SAFETY: all zeroes is an ifreq.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     // The last byte stays zero: it ends the name.
@@ -293,13 +298,13 @@ fn interface_request(name: &str) -> libc::ifreq {
     request
 }
 
-fn interface_name(request: &libc::ifreq) -> String {
+pub(super) fn interface_name(request: &libc::ifreq) -> String {
     let bytes: Vec<u8> = request.ifr_name.iter().map(|c| *c as u8).take_while(|byte| *byte != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// 0 if there is no such interface here.
-fn interface_index(name: &str) -> u32 {
+pub(super) fn interface_index(name: &str) -> u32 {
     let Ok(name) = CString::new(name) else { return 0 };
     // SAFETY: the name is a C string.
     unsafe { libc::if_nametoindex(name.as_ptr()) }

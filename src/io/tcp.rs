@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use smol::stream::StreamExt;
 use smol::{Async, Timer, future};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
+use super::policy::mark_underlay;
 use crate::ids::{Endpoint, UplinkId};
 use crate::logging;
 
@@ -222,17 +223,41 @@ impl Drop for Admitted {
     }
 }
 
+/// Connects as part of the underlay, which is to be known before the first packet leaves.
+async fn connect(addr: SocketAddr) -> io::Result<Async<TcpStream>> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    mark_underlay(&socket);
+    socket.set_nonblocking(true)?;
+    match socket.connect(&addr.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let stream = Async::new(TcpStream::from(socket))?;
+    stream.writable().await?;
+    stream.get_ref().take_error()?.map_or(Ok(stream), Err)
+}
+
 impl TcpConnect {
-    /// Connects and introduces itself. The caller bounds the time.
-    pub async fn open(addr: SocketAddr) -> Result<Self, TcpError> {
+    /// Connects and introduces itself; what is sent to `addr` by `tx` goes over it from then on. The caller bounds the
+    /// time.
+    pub async fn open(addr: SocketAddr, tx: TcpTx) -> Result<Self, TcpError> {
         let failed = |source| TcpError::Connect { addr, source };
-        let stream = Async::<TcpStream>::connect(addr).await.map_err(failed)?;
+        let stream = connect(addr).await.map_err(failed)?;
         set_options(stream.get_ref()).map_err(failed)?;
         let connection = Connection::new(stream, Inbox::default());
         connection.outbox.queue().waiting.extend_from_slice(MAGIC);
-        let tx = TcpTx::default();
         tx.outboxes().insert(canonical(addr), Arc::clone(&connection.outbox));
         Ok(Self { connection, addr: canonical(addr), tx })
+    }
+
+    /// The address of this machine that it goes from.
+    pub fn local_ip(&self) -> Option<IpAddr> {
+        Some(self.connection.stream.get_ref().local_addr().ok()?.ip().to_canonical())
+    }
+
+    /// As [`recv`](Self::recv), for who polls several.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<u8>, TcpError>> {
+        self.connection.poll_recv(cx)
     }
 
     /// The server's address.
@@ -309,11 +334,13 @@ struct Connection {
     /// What is being written, and how much of it has been.
     writing: Vec<u8>,
     written: usize,
+    gauge: Gauge,
 }
 
 impl Connection {
     fn new(stream: Async<TcpStream>, inbox: Inbox) -> Self {
-        Self { stream, inbox, outbox: Arc::default(), writing: Vec::new(), written: 0 }
+        let gauge = Gauge::new(Instant::now());
+        Self { stream, inbox, outbox: Arc::default(), writing: Vec::new(), written: 0, gauge }
     }
 
     async fn recv(&mut self) -> Result<Vec<u8>, TcpError> {
@@ -347,24 +374,67 @@ impl Connection {
         loop {
             while self.written < self.writing.len() {
                 let rest = &self.writing[self.written..];
-                match ready!(Pin::new(&mut self.stream).poll_write(cx, rest))? {
+                let Poll::Ready(wrote) = Pin::new(&mut self.stream).poll_write(cx, rest) else {
+                    self.gauge.full = true;
+                    return Poll::Pending;
+                };
+                match wrote? {
                     0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    count => self.written += count,
+                    count => {
+                        self.written += count;
+                        self.outbox.wrote(count);
+                        if let Some(limit) = self.gauge.wrote(count, self.outbox.limit(), Instant::now()) {
+                            self.outbox.limit.store(limit, Relaxed);
+                        }
+                    }
                 }
             }
             self.outbox.swap(&mut self.writing);
             self.written = 0;
             if self.writing.is_empty() {
+                // What an idle connection does not carry says nothing of what it could.
+                self.gauge = Gauge::new(Instant::now());
                 return Poll::Ready(Ok(()));
             }
         }
     }
 }
 
+/// What a connection carries while there is more to send than it takes, and so how much may wait for it.
+#[derive(Debug)]
+struct Gauge {
+    since: Instant,
+    bytes: usize,
+    /// The socket did not take everything at once.
+    full: bool,
+}
+
+impl Gauge {
+    fn new(now: Instant) -> Self {
+        Self { since: now, bytes: 0, full: false }
+    }
+
+    /// Counts what was written. Once in a while gives what may wait from here on, out of what might until now: 50 ms of
+    /// what is carried, and more as long as nothing has to wait.
+    fn wrote(&mut self, count: usize, limit: usize, now: Instant) -> Option<usize> {
+        self.bytes += count;
+        let passed = now.saturating_duration_since(self.since);
+        if passed < GAUGED_FOR {
+            return None;
+        }
+        let carried = (self.bytes as f64 * QUEUE_TIME.as_secs_f64() / passed.as_secs_f64()) as usize;
+        let next = if self.full { (limit + carried) / 2 } else { limit * 2 };
+        *self = Self::new(now);
+        Some(next.clamp(QUEUE_MIN, QUEUE_LEN))
+    }
+}
+
 /// The sending queue of a connection, shared with the handles.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Outbox {
     queue: Mutex<Queue>,
+    /// Bytes that may wait.
+    limit: AtomicUsize,
     writer: AtomicWaker,
     authenticated: AtomicBool,
     dismissed: AtomicBool,
@@ -377,13 +447,27 @@ struct Queue {
     taken: usize,
 }
 
+impl Default for Outbox {
+    fn default() -> Self {
+        let [authenticated, dismissed] = [AtomicBool::new(false), AtomicBool::new(false)];
+        let (queue, writer) = (Mutex::default(), AtomicWaker::new());
+        Self { queue, limit: AtomicUsize::new(QUEUE_LEN), writer, authenticated, dismissed }
+    }
+}
+
 impl Outbox {
+    fn limit(&self) -> usize {
+        self.limit.load(Relaxed)
+    }
+
     fn push(&self, datagram: &[u8]) -> bool {
         if datagram.is_empty() || datagram.len() > MAX_DATAGRAM {
             return false;
         }
         let mut queue = self.queue();
-        if queue.taken + queue.waiting.len() + LENGTH_LEN + datagram.len() > QUEUE_LEN {
+        let before = queue.taken + queue.waiting.len();
+        // Into an empty queue even the longest fits.
+        if before > 0 && before + LENGTH_LEN + datagram.len() > self.limit() {
             return false;
         }
         queue.waiting.extend_from_slice(&(datagram.len() as u16).to_le_bytes());
@@ -391,6 +475,11 @@ impl Outbox {
         drop(queue);
         self.writer.wake();
         true
+    }
+
+    fn wrote(&self, count: usize) {
+        let mut queue = self.queue();
+        queue.taken = queue.taken.saturating_sub(count);
     }
 
     /// Takes back what was written and gives what waits.
@@ -494,6 +583,7 @@ fn listen(addr: SocketAddr) -> io::Result<Async<TcpListener>> {
 fn set_options(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
     socket.set_tcp_user_timeout(Some(DEAD_AFTER))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(DEAD_AFTER).with_interval(DEAD_AFTER / 3))
 }
@@ -517,8 +607,19 @@ const LENGTH_LEN: usize = 2;
 /// What UDP over IPv4 could carry; the datagrams are the same.
 const MAX_DATAGRAM: usize = 65_507;
 
-/// The sending queue of one connection: 50 ms at 40 Mbit/s. What does not fit is dropped, as a full router does.
+/// The sending queue of one connection holds what it carries in this time: what does not fit is dropped, as a full router
+/// does.
+const QUEUE_TIME: Duration = Duration::from_millis(50);
+
+/// It never holds more, nor less: ten full frames.
 const QUEUE_LEN: usize = 256 * 1024;
+const QUEUE_MIN: usize = 16 * 1024;
+
+/// How long a connection must be busy to tell what it carries.
+const GAUGED_FOR: Duration = Duration::from_millis(100);
+
+/// Bytes that the kernel keeps unsent: the queue is to be ours, where it is measured and bounded.
+const UNSENT_MAX: u32 = 32 * 1024;
 
 /// A sending buffer larger than this is given back when it has been written.
 const KEPT_LEN: usize = 16 * 1024;
@@ -546,7 +647,7 @@ mod tests {
     fn datagrams_of_every_length_are_echoed_both_ways() {
         let server = Server::start(Limits::default());
         smol::block_on(async {
-            let mut client = TcpConnect::open(server.addr).await.unwrap();
+            let mut client = TcpConnect::open(server.addr, TcpTx::default()).await.unwrap();
             for length in [1, 2, 255, 256, 1500, 4093, 4094, 4095, 65_506, MAX_DATAGRAM] {
                 let datagram: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
                 assert!(client.send(&datagram));
@@ -670,10 +771,40 @@ mod tests {
     }
 
     #[test]
+    fn what_may_wait_follows_what_is_carried_and_recovers() {
+        let start = Instant::now();
+        let (mut gauge, mut limit, mut now) = (Gauge::new(start), QUEUE_LEN, start);
+        // 8 Mbit/s for two seconds: 50 KB in 50 ms.
+        for _ in 0..200 {
+            now += Duration::from_millis(10);
+            gauge.full = true;
+            limit = gauge.wrote(10_000, limit, now).unwrap_or(limit);
+        }
+        assert!((48_000..54_000).contains(&limit), "{limit}");
+        // Next to nothing.
+        for _ in 0..100 {
+            now += Duration::from_millis(500);
+            gauge.full = true;
+            limit = gauge.wrote(100, limit, now).unwrap_or(limit);
+        }
+        assert_eq!(limit, QUEUE_MIN);
+        // Nothing has to wait any more.
+        for _ in 0..100 {
+            now += Duration::from_millis(10);
+            limit = gauge.wrote(1_000_000, limit, now).unwrap_or(limit);
+        }
+        assert_eq!(limit, QUEUE_LEN);
+        let outbox = Outbox::default();
+        outbox.limit.store(QUEUE_MIN, Relaxed);
+        assert!(outbox.push(&vec![0; MAX_DATAGRAM]), "alone, it fits");
+        assert!(!outbox.push(b"no more"));
+    }
+
+    #[test]
     fn a_closed_connection_takes_nothing_more() {
         let server = Server::start(Limits::default());
         smol::block_on(async {
-            let mut client = TcpConnect::open(server.addr).await.unwrap();
+            let mut client = TcpConnect::open(server.addr, TcpTx::default()).await.unwrap();
             client.send(b"a");
             soon(client.recv()).await.unwrap();
             let mut addr = None;

@@ -8,10 +8,13 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::policy::mark_underlay;
 use crate::ids::UplinkId;
 
 /// A bound UDP socket. All methods take `&self`: one task reads, anyone sends.
@@ -19,12 +22,15 @@ use crate::ids::UplinkId;
 pub struct UdpUplink {
     id: UplinkId,
     local_addr: SocketAddr,
+    device: Option<String>,
     socket: UdpSocket,
     state: UdpSocketState,
     /// Our own copy of the limit, since quinn-udp also lowers its own for errors that concern one destination.
     gso_segments: AtomicUsize,
     /// Destinations whose way out cannot cut segmented sends.
     uncut: UncutPaths,
+    /// Held while IP may not cut what is sent.
+    probing: Mutex<()>,
 }
 
 /// Why a UDP socket could not be bound.
@@ -42,8 +48,22 @@ pub enum BindError {
     NotOurAddress { addr: SocketAddr },
     #[error("this machine has no {}", if addr.is_ipv4() { "IPv4" } else { "IPv6" })]
     NoFamily { addr: SocketAddr },
+    #[error("there is no network interface {device}; `ip link` lists them")]
+    NoDevice { device: String },
     #[error("binding UDP {addr} failed at {call}: {source}")]
     Other { addr: SocketAddr, call: &'static str, source: io::Error },
+}
+
+impl BindError {
+    fn new(addr: SocketAddr, call: &'static str, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EADDRINUSE) => Self::PortInUse { addr },
+            Some(libc::EACCES | libc::EPERM) => Self::NotPermitted { addr, source },
+            Some(libc::EADDRNOTAVAIL) => Self::NotOurAddress { addr },
+            Some(libc::EAFNOSUPPORT) => Self::NoFamily { addr },
+            _ => Self::Other { addr, call, source },
+        }
+    }
 }
 
 impl UdpUplink {
@@ -51,30 +71,46 @@ impl UdpUplink {
     ///
     /// An IPv6 socket takes IPv6 only; IPv4 has a socket of its own.
     pub fn bind(id: UplinkId, addr: SocketAddr, buffer_bytes: usize) -> Result<Self, BindError> {
-        let failed = |call| {
-            move |source: io::Error| match source.raw_os_error() {
-                Some(libc::EADDRINUSE) => BindError::PortInUse { addr },
-                Some(libc::EACCES | libc::EPERM) => BindError::NotPermitted { addr, source },
-                Some(libc::EADDRNOTAVAIL) => BindError::NotOurAddress { addr },
-                Some(libc::EAFNOSUPPORT) => BindError::NoFamily { addr },
-                _ => BindError::Other { addr, call, source },
-            }
-        };
+        Self::bind_on(id, addr, None, buffer_bytes)
+    }
+
+    /// As [`bind`](Self::bind), with a device that everything leaves by and comes in by, whatever the routes say.
+    pub fn bind_on(
+        id: UplinkId,
+        addr: SocketAddr,
+        device: Option<&str>,
+        buffer_bytes: usize,
+    ) -> Result<Self, BindError> {
+        let failed = |call| move |source: io::Error| BindError::new(addr, call, source);
         // No SO_REUSEADDR: with it, two programs would share a UDP port in silence.
         let socket =
             Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP)).map_err(failed("socket"))?;
         if addr.is_ipv6() {
             socket.set_only_v6(true).map_err(failed("IPV6_V6ONLY"))?;
         }
+        if let Some(device) = device {
+            socket.bind_device(Some(device.as_bytes())).map_err(|source| match source.raw_os_error() {
+                Some(libc::ENODEV) => BindError::NoDevice { device: device.to_owned() },
+                _ => failed("SO_BINDTODEVICE")(source),
+            })?;
+        }
         socket.bind(&addr.into()).map_err(failed("bind"))?;
-        grow_buffers(&socket, buffer_bytes);
+        Ok(Self { device: device.map(str::to_owned), ..Self::adopt(id, socket.into(), buffer_bytes)? })
+    }
 
-        let socket = UdpSocket::from(socket);
+    /// Makes an uplink of a socket that is bound already; without [`bind`](Self::bind)'s options it works all the
+    /// same.
+    pub fn adopt(id: UplinkId, socket: UdpSocket, buffer_bytes: usize) -> Result<Self, BindError> {
+        let unbound = SocketAddr::from(([0, 0, 0, 0], 0));
+        let local_addr = socket.local_addr().map_err(|source| BindError::new(unbound, "getsockname", source))?;
+        let failed = |call| move |source: io::Error| BindError::new(local_addr, call, source);
+        mark_underlay(&socket);
+        grow_buffers(&socket, buffer_bytes);
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(failed("setsockopt"))?;
-        allow_fragments(&socket, addr).map_err(failed("IP_MTU_DISCOVER"))?;
-        let local_addr = socket.local_addr().map_err(failed("getsockname"))?;
+        allow_fragments(&socket, local_addr).map_err(failed("IP_MTU_DISCOVER"))?;
         let gso_segments = AtomicUsize::new(state.max_gso_segments());
-        Ok(Self { id, local_addr, socket, state, gso_segments, uncut: UncutPaths::default() })
+        let (uncut, probing) = (UncutPaths::default(), Mutex::new(()));
+        Ok(Self { id, local_addr, device: None, socket, state, gso_segments, uncut, probing })
     }
 
     /// The number datagrams to and from this socket are known by.
@@ -85,6 +121,11 @@ impl UdpUplink {
     /// The bound address, with the port the kernel chose if 0 was asked for.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The device it is bound to, if any.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
     }
 
     /// How many segments one [`Self::send`] may hold; 1 where the kernel has no GSO. It may fall.
@@ -143,6 +184,28 @@ impl UdpUplink {
             }
         }
         bytes.chunks(size).try_for_each(|segment| self.send_one(to, segment, None))
+    }
+
+    /// Sends one datagram that IP must not cut, neither here nor on the way, and whatever the kernel believes of the
+    /// path: it arrives as it is or not at all. `EMSGSIZE` if not even this machine's interface takes it.
+    ///
+    /// The kernel knows the wish as a property of the socket only, so it is changed for the time of the call. Others
+    /// who send meanwhile send uncut, too: what fits the path passes all the same.
+    pub fn send_unfragmented(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let _alone = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        forbid_fragments(&self.socket)?;
+        let sent = self.send_one(to, bytes, None);
+        allow_fragments(&self.socket, self.local_addr)?;
+        sent
+    }
+
+    /// Waits until a full socket has room again, `limit` at the most; `false` if it has not.
+    ///
+    /// This blocks the thread: only for who would rather be late than lose something.
+    pub fn wait_writable(&self, limit: Duration) -> bool {
+        let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit))).is_ok_and(|ready| ready > 0)
     }
 
     fn send_one(&self, to: SocketAddr, bytes: &[u8], segment_size: Option<usize>) -> io::Result<()> {
@@ -211,7 +274,7 @@ fn is_about_an_earlier_datagram(error: &io::Error) -> bool {
 
 /// Bursts of 64 KiB overrun the default buffers (200 KiB), so ask for the size past the system's limit where allowed,
 /// and for as much as the limit gives otherwise. Too small a buffer costs speed, so failing is no error.
-fn grow_buffers(socket: &Socket, bytes: usize) {
+fn grow_buffers(socket: &impl AsFd, bytes: usize) {
     let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
         if set_option(socket, libc::SOL_SOCKET, force, bytes).is_err()
@@ -223,14 +286,28 @@ fn grow_buffers(socket: &Socket, bytes: usize) {
 }
 
 /// Takes back the "don't fragment" that quinn-udp sets for QUIC. An Ethernet frame of full size does not fit one
-/// datagram once it is wrapped, and the overlay promises its MTU, so IP must be free to cut it.
+/// datagram once it is wrapped, and the overlay promises its MTU, so IP must be free to cut it while nothing is known of
+/// a path. What ICMP says of paths is not believed over IPv4, where a router may cut as well; over IPv6 it is, for there
+/// only we can.
 fn allow_fragments(socket: &UdpSocket, addr: SocketAddr) -> io::Result<()> {
-    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    discover_mtu(socket, addr, libc::IP_PMTUDISC_OMIT, libc::IPV6_PMTUDISC_DONT)?;
     if addr.is_ipv6() {
-        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
     }
     Ok(())
+}
+
+/// The opposite, whatever the kernel has heard of the way's MTU: for whoever tries how long packets may be.
+pub(super) fn forbid_fragments(socket: &UdpSocket) -> io::Result<()> {
+    discover_mtu(socket, socket.local_addr()?, libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE)
+}
+
+fn discover_mtu(socket: &UdpSocket, addr: SocketAddr, four: libc::c_int, six: libc::c_int) -> io::Result<()> {
+    if addr.is_ipv6() {
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, six)
+    } else {
+        set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, four)
+    }
 }
 
 fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
@@ -342,7 +419,7 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
 mod tests {
     use super::super::poll::{self, Watch};
     use super::*;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     const BUFFER: usize = 1 << 20;
 
@@ -512,6 +589,29 @@ mod tests {
     }
 
     #[test]
+    fn a_full_socket_is_waited_for_until_it_has_room_and_no_longer_than_that() {
+        use super::super::netns::{Netns, can_make_networks};
+        if !can_make_networks() {
+            return;
+        }
+        let (a, b) = (Netns::new().expect("a namespace"), Netns::new().expect("a namespace"));
+        Netns::connect((&a, "eth0", "10.0.0.1/24"), (&b, "eth0", "10.0.0.2/24")).expect("a cable");
+        let from = a.run(|| UdpUplink::bind(UplinkId::UDP4, "10.0.0.1:0".parse().expect("an address"), 4096));
+        let from = from.expect("a socket");
+        assert!(from.wait_writable(Duration::ZERO), "there is room");
+        // Nobody has this address: what is sent waits for a neighbour, for a second or more.
+        let nobody = "10.0.0.9:9".parse().expect("an address");
+        let begun = Instant::now();
+        while !from.send(nobody, &[0; 1400], None).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            assert!(begun.elapsed() < Duration::from_secs(5), "the socket does not fill up");
+        }
+        let begun = Instant::now();
+        assert!(!from.wait_writable(Duration::from_millis(20)), "still full");
+        assert!(begun.elapsed() >= Duration::from_millis(20));
+        assert!(from.wait_writable(Duration::from_secs(20)), "the neighbour was given up, and there is room");
+    }
+
+    #[test]
     fn a_refused_datagram_stops_neither_sending_nor_receiving() {
         let (alice, bob) = (uplink("127.0.0.1:0"), uplink("127.0.0.1:0"));
         let nobody = uplink("127.0.0.1:0").local_addr();
@@ -525,6 +625,23 @@ mod tests {
         std::thread::sleep(Duration::from_millis(50));
         bob.send(alice.local_addr(), b"hello", None).expect("sent");
         assert_eq!(receive(&alice, 1).len(), 1);
+    }
+
+    #[test]
+    fn what_is_sent_unfragmented_arrives_whole_or_not_at_all_and_the_rest_is_cut_as_before() {
+        use super::super::netns::{Netns, can_make_networks};
+        if !can_make_networks() {
+            return;
+        }
+        let (a, b) = (Netns::new().expect("a namespace"), Netns::new().expect("a namespace"));
+        Netns::connect((&a, "eth0", "10.0.0.1/24"), (&b, "eth0", "10.0.0.2/24")).expect("a cable");
+        let (from, to) = (a.run(|| uplink("10.0.0.1:0")), b.run(|| uplink("10.0.0.2:0")));
+        from.send_unfragmented(to.local_addr(), &[1; 1472]).expect("it fits the interface");
+        let error = from.send_unfragmented(to.local_addr(), &[1; 1473]).expect_err("it does not");
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        from.send(to.local_addr(), &[1; 1473], None).expect("cut");
+        let lengths: Vec<usize> = receive(&to, 2).iter().map(|(bytes, ..)| bytes.len()).collect();
+        assert_eq!(lengths, [1472, 1473]);
     }
 
     #[test]

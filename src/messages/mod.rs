@@ -6,10 +6,15 @@
 pub mod cloud;
 pub mod coordinator;
 pub mod mac_learning;
+pub mod neighbours;
 pub mod peer_table;
 pub mod ping;
 pub mod relay;
+pub mod routes;
 pub mod server_link;
 pub mod store;
 pub mod tap_reader;
+pub mod tcp_dial;
+pub mod tunnel;
+pub mod uplink_keeper;
 pub mod upnp;

@@ -1,5 +1,6 @@
 //! What the server link is told.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::ids::Endpoint;
@@ -38,9 +39,19 @@ pub enum Resolved {
     Again,
 }
 
+/// The machine's networks have changed, as [`peer_table::UplinksChanged`](super::peer_table::UplinksChanged) says.
+#[derive(Debug, Clone, Copy)]
+pub struct UnderlayChanged {
+    pub moved: bool,
+}
+
 /// Our own addresses, all of them.
 #[derive(Debug, Clone)]
 pub struct OwnCandidates(pub Vec<Candidate>);
+
+/// The TCP connections to servers that are open, all of them.
+#[derive(Debug, Clone)]
+pub struct Connected(pub Vec<SocketAddr>);
 
 /// What the gateway maps to us has changed: look at it.
 #[derive(Debug, Clone, Copy)]
@@ -53,3 +64,7 @@ pub struct Release(pub smol::channel::Sender<()>);
 /// Our statistics for the server's map.
 #[derive(Debug)]
 pub struct OwnStats(pub Control);
+
+/// What we offer for routing, and which table of routes we have: a `RouteOffer`.
+#[derive(Debug)]
+pub struct Offer(pub Control);

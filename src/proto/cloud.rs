@@ -238,7 +238,9 @@ impl Cloud {
         self.changed |= self.overlay != overlay;
         (self.ips, self.overlay) = (ips, overlay);
         let gone: Vec<SocketAddr> = self.tried.keys().copied().filter(|addr| !self.may_ask(*addr)).collect();
-        gone.iter().for_each(|addr| drop(self.tried.remove(addr)));
+        for addr in &gone {
+            self.tried.remove(addr);
+        }
     }
 
     /// The addresses of a `-c`, when they were looked up; none if that failed.

@@ -157,11 +157,16 @@ fn json(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(file(name)).expect(name)).expect("JSON")
 }
 
-/// Datagrams of a recording: time since the first, sender, receiver, payload. Fragments are joined.
-fn pcap(name: &str) -> Vec<(Duration, SocketAddr, SocketAddr, Vec<u8>)> {
+/// Time since the first, sender, receiver, payload.
+type Recorded = (Duration, SocketAddr, SocketAddr, Vec<u8>);
+/// Whom something was sent to, and what.
+type Sent = (SocketAddr, String);
+
+/// Datagrams of a recording. Fragments are joined.
+fn pcap(name: &str) -> Vec<Recorded> {
     let bytes = std::fs::read(file(name)).expect(name);
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
-    let (mut at, mut datagrams): (usize, Vec<(Duration, SocketAddr, SocketAddr, Vec<u8>)>) = (24, Vec::new());
+    let (mut at, mut datagrams): (usize, Vec<Recorded>) = (24, Vec::new());
     let mut first = None;
     while at < bytes.len() {
         let time = Duration::new(word(at).into(), word(at + 4) * 1000);
@@ -382,9 +387,8 @@ fn stand_in(name: &str, number: u64, own: &str, peer_timeout: u64, connect: &[&s
     let recording = pcap(name);
     let start = recording.iter().find(|(_, from, to, _)| *from == own_addr || *to == own_addr).expect("it is there").0;
     let mut node = Node::new(own, number, peer_timeout, 300, connect);
-    let (mut frames, mut said): (Vec<(SocketAddr, String)>, BTreeSet<(SocketAddr, String)>) = Default::default();
-    let (mut recorded_frames, mut recorded): (Vec<(SocketAddr, String)>, BTreeSet<(SocketAddr, String)>) =
-        Default::default();
+    let (mut frames, mut said): (Vec<Sent>, BTreeSet<Sent>) = Default::default();
+    let (mut recorded_frames, mut recorded): (Vec<Sent>, BTreeSet<Sent>) = Default::default();
     let mut read: Option<(Duration, Vec<u8>)> = None;
     let mut past = start;
     for (at, from, to, datagram) in recording {

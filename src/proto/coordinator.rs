@@ -23,6 +23,7 @@ use super::lease::{LeaseError, Pool};
 use super::link::{Incoming, Link, Node};
 use super::noise::Split;
 use super::records::{MemberRecord, NetworkRecord, StoreOp, StoredState, TokenRecord};
+use super::routes::{Approval, RouteBoard};
 use super::session::{Owner, Session};
 use crate::counters::DropReason;
 use crate::ids::{ChannelToken, Endpoint, PeerIdx, PublicKey, SessionIndex, UplinkId};
@@ -32,6 +33,7 @@ use crate::wire::control::{
 use crate::wire::handshake::{Capabilities, HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
 use crate::wire::join::Token;
+use crate::wire::nat::NatMessage;
 
 /// A member that was not heard for this long (three keepalives) is offline.
 pub const OFFLINE_AFTER: Duration = Duration::from_secs(62);
@@ -68,6 +70,8 @@ pub struct Settings {
     /// Prefix lengths that leases carry.
     pub prefix4: u8,
     pub prefix6: u8,
+    /// UDP port that answers [`NatMessage::Reflect`] only, besides the one everybody knows; 0 for none.
+    pub second_port: u16,
 }
 
 /// What the coordinator wants done.
@@ -112,6 +116,7 @@ pub enum Event {
     Left { name: String, why: &'static str },
     Refused { name: String, why: String },
     Removed { name: String },
+    RouteRejected { name: String, subnet: ipnet::IpNet, why: super::routes::Rejected },
     StoreFailed { why: String },
 }
 
@@ -134,6 +139,10 @@ pub struct MemberDescription {
     pub rx_bytes: u64,
     pub tx_bytes: u64,
     pub reports: Vec<PeerReport>,
+    /// The subnets it publishes.
+    pub routes: Vec<ipnet::IpNet>,
+    /// What it would publish, and why it does not.
+    pub rejected_routes: Vec<(ipnet::IpNet, super::routes::Rejected)>,
 }
 
 struct Member {
@@ -203,6 +212,7 @@ pub struct Coordinator {
     /// The signed revocations of members that were removed in this run, to go with the news.
     revocations_of: BTreeMap<PublicKey, Vec<u8>>,
     channels: BTreeMap<(PublicKey, PublicKey), (ChannelToken, ChannelToken)>,
+    routes: RouteBoard,
     pending: BTreeMap<u64, Pending>,
     next_write: u64,
     next_idx: u32,
@@ -241,6 +251,7 @@ impl Coordinator {
             index_of: BTreeMap::new(),
             revocations_of: BTreeMap::new(),
             channels: BTreeMap::new(),
+            routes: RouteBoard::new(network.boots, now),
             pending: BTreeMap::new(),
             next_write: 0,
             // Numbers of one run mean nobody in the next, so that an old session or channel is not taken for another's.
@@ -360,6 +371,34 @@ impl Coordinator {
         }
         self.tell_soon(now);
         Ok(())
+    }
+
+    /// Which subnets members may publish, by name, and the network's own prefixes, which nobody may.
+    pub fn approve_routes(&mut self, approvals: Vec<Approval>, own: Vec<ipnet::IpNet>, now: Instant) {
+        self.routes.approve(approvals, own, now);
+        self.tell_routes(now);
+    }
+
+    fn routes_offered(&mut self, key: &PublicKey, offer: (u64, Vec<ipnet::IpNet>), now: Instant) {
+        let member = self.members.get(key).filter(|member| member.is_stored && !member.is_leaving);
+        let Some(name) = member.and_then(|member| member.record.as_ref()).map(|record| record.name.clone()) else {
+            return;
+        };
+        for (subnet, why) in self.routes.offered(*key, &name, offer, now) {
+            self.event(Event::RouteRejected { name: name.clone(), subnet, why });
+        }
+        self.tell_routes(now);
+    }
+
+    fn tell_routes(&mut self, now: Instant) {
+        let due = self.routes.due(now);
+        if due.is_empty() {
+            return;
+        }
+        let parts = self.routes.parts();
+        for key in due {
+            parts.iter().for_each(|part| self.tell_one(&key, part));
+        }
     }
 
     /// Lets time pass.
@@ -571,7 +610,11 @@ impl Coordinator {
         let Owner::Peer(idx) = session.owner else { return Err(DropReason::UnknownPeer) };
         let key = self.keys.get(&idx).copied().ok_or(DropReason::UnknownPeer)?;
         let messages = Control::decode_list(plain)?;
-        self.heard(&key, session, from, now);
+        if !from.uplink.is_observer() {
+            self.heard(&key, session, from, now);
+        } else if !messages.iter().all(|message| matches!(message, Control::Nat(NatMessage::Reflect { .. }))) {
+            return Err(DropReason::Malformed);
+        }
         for message in messages {
             self.handle_message(&key, session, from, message, now);
         }
@@ -618,7 +661,9 @@ impl Coordinator {
             Control::PeerLookup { key: wanted } => self.lookup(key, &wanted),
             Control::Candidates { list, .. } => {
                 if let Some(member) = self.members.get_mut(key) {
+                    // Where it is seen is for the server to say: peers may send much there.
                     member.candidates = list;
+                    member.candidates.retain(|candidate| candidate.kind != CandidateKind::Observed);
                 }
             }
             Control::Stats { rx_bytes, tx_bytes, peers } => {
@@ -626,6 +671,7 @@ impl Coordinator {
                     (member.rx_bytes, member.tx_bytes, member.reports) = (rx_bytes, tx_bytes, peers);
                 }
             }
+            Control::RouteOffer { have, list } => self.routes_offered(key, (have, list), now),
             Control::Goodbye { .. } => self.detach(key, "said goodbye", now),
             Control::Probe { sequence, challenge, sent_us, path, .. } => {
                 let reply = Control::ProbeReply { sequence, challenge, sent_us, path, observed: from.addr };
@@ -639,16 +685,28 @@ impl Coordinator {
                     self.attach(key, from, now);
                 }
             }
+            Control::Nat(NatMessage::Reflect { nonce }) => {
+                let port = self.settings.second_port;
+                self.reply(key, session, &Control::Nat(NatMessage::Reflected { nonce, addr: from.addr, port }));
+            }
             // What only servers or peers say.
-            Control::Revoke(_)
+            Control::Nat(_)
+            | Control::Revoke(_)
             | Control::Cert(_)
+            | Control::PathReport { .. }
             | Control::Broken { .. }
             | Control::LeaseGrant { .. }
             | Control::LeaseRefused { .. }
             | Control::LeaseReleased
             | Control::PeerAnswer { .. }
             | Control::PeerDelta { .. }
-            | Control::Observed { .. } => {}
+            | Control::Moved { .. }
+            | Control::RouteTable { .. }
+            | Control::Observed { .. }
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::WhyAsk { .. }
+            | Control::WhySay { .. } => {}
         }
     }
 
@@ -925,6 +983,8 @@ impl Coordinator {
         self.revocations_of.insert(*key, revocation);
         self.log.remove(*key);
         self.pool.release(*key);
+        self.routes.forget(key, now);
+        self.tell_routes(now);
         self.tell_soon(now);
         if let Some(mut member) = self.members.remove(key) {
             member.link.close();
@@ -1018,6 +1078,8 @@ impl Coordinator {
                     rx_bytes: member.rx_bytes,
                     tx_bytes: member.tx_bytes,
                     reports: member.reports.clone(),
+                    routes: self.routes.routes_of(&member.link.remote()).to_vec(),
+                    rejected_routes: self.routes.rejected_of(&member.link.remote()).to_vec(),
                 })
             })
             .collect();
@@ -1095,6 +1157,7 @@ impl Coordinator {
         }
         self.members.values().for_each(|member| member.link.mark(now));
         self.admission.sweep(now);
+        self.tell_routes(now);
     }
 
     fn run_links(&mut self, now: Instant) {

@@ -469,6 +469,17 @@ impl Gateway {
         Description { gateway: self.place.map(|place| place.gateway), mappings, why, settled }
     }
 
+    /// The protocols that it has answered in, whether it would map anything or not; the best first.
+    pub fn answering(&self) -> impl Iterator<Item = Protocol> {
+        let answers = Protocol::ALL.into_iter().zip(&self.standing);
+        answers.filter(|(_, standing)| **standing == Standing::Answers).map(|(protocol, _)| protocol)
+    }
+
+    /// Its outside address, as it says by NAT-PMP.
+    pub fn outside(&self) -> Option<Ipv4Addr> {
+        self.address
+    }
+
     fn is_settled(&self) -> bool {
         let held = self.entries.iter().any(|entry| entry.held.is_some());
         let asking = self.entries.iter().any(|entry| entry.asking.is_some());

@@ -19,7 +19,7 @@ use super::backoff::Backoff;
 use super::cookie::Macs;
 use super::crypto::{Secret32, Suites, mac1_key, pair_psk, transport_keys};
 use super::noise::{Identity, IkInitiator, IkResponder, NoiseError, Split};
-use super::session::{MESSAGES_REKEY, Meter, Owner, Session, SessionParts};
+use super::session::{MESSAGES_REKEY, Meter, Owner, Session, SessionParts, WINDOW_WORDS};
 use crate::counters::DropReason;
 use crate::ids::{NetworkId, PublicKey, SessionIndex};
 use crate::wire::cert::CERT_LEN;
@@ -165,6 +165,8 @@ pub struct Link {
     meter: Arc<Meter>,
     /// Renew sessions even when they are not used (the server's).
     kept: bool,
+    /// Words of the replay window of its sessions.
+    window: usize,
     attempts: VecDeque<Attempt>,
     retry: Option<Retry>,
     freshest: (u64, u32),
@@ -187,6 +189,7 @@ impl Link {
             macs: Macs::new(mac1_key(&remote, &node.network_psk)),
             meter,
             kept,
+            window: WINDOW_WORDS,
             attempts: VecDeque::new(),
             retry: None,
             freshest: (0, 0),
@@ -196,6 +199,12 @@ impl Link {
             current: None,
             next: VecDeque::new(),
         }
+    }
+
+    /// Gives its sessions a replay window of `words` of 64 counters.
+    pub fn with_window(mut self, words: usize) -> Self {
+        self.window = words;
+        self
     }
 
     pub fn remote(&self) -> PublicKey {
@@ -329,21 +338,24 @@ impl Link {
         let payload = HandshakePayload::parse(payload, &view.header)?;
         check(&payload)?;
         let keys = transport_keys(split, suite);
-        let session = Arc::new(Session::new(
-            SessionParts {
-                owner: self.owner,
-                remote: self.remote,
-                local_index: index,
-                remote_index: view.header.sender,
-                initiator: true,
-                suite,
-                capabilities: payload.capabilities,
-                meter: self.meter.clone(),
-                seal_key: keys.i2r,
-                open_key: keys.r2i,
-            },
-            now,
-        ));
+        let session = Arc::new(
+            Session::new(
+                SessionParts {
+                    owner: self.owner,
+                    remote: self.remote,
+                    local_index: index,
+                    remote_index: view.header.sender,
+                    initiator: true,
+                    suite,
+                    capabilities: payload.capabilities,
+                    meter: self.meter.clone(),
+                    seal_key: keys.i2r,
+                    open_key: keys.r2i,
+                },
+                now,
+            )
+            .with_window(self.window),
+        );
         self.install(session.clone(), now);
         Ok(session)
     }
@@ -413,21 +425,24 @@ impl Link {
         now: Instant,
     ) -> Arc<Session> {
         let keys = transport_keys(split, suite);
-        let session = Arc::new(Session::new(
-            SessionParts {
-                owner: self.owner,
-                remote: self.remote,
-                local_index,
-                remote_index,
-                initiator: false,
-                suite,
-                capabilities,
-                meter: self.meter.clone(),
-                seal_key: keys.r2i,
-                open_key: keys.i2r,
-            },
-            now,
-        ));
+        let session = Arc::new(
+            Session::new(
+                SessionParts {
+                    owner: self.owner,
+                    remote: self.remote,
+                    local_index,
+                    remote_index,
+                    initiator: false,
+                    suite,
+                    capabilities,
+                    meter: self.meter.clone(),
+                    seal_key: keys.r2i,
+                    open_key: keys.i2r,
+                },
+                now,
+            )
+            .with_window(self.window),
+        );
         if self.next.len() == ATTEMPTS_MAX
             && let Some(oldest) = self.next.pop_front()
         {

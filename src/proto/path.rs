@@ -1,15 +1,28 @@
 //! The ways to one peer: which are proven, which is used, when to probe them.
 //!
-//! A path is a [`Route`]. Candidates become valid only by a reply to a probe with a challenge of ours, sent from that
-//! very address inside the session; a relay channel counts as valid from the start, because the server checks who
-//! uses it, and as suspect when the peer does not answer through it. The lowest tier wins (direct before relay), inside a tier the smaller round trip, and a change
-//! needs a clear gain. Nothing here sends: the owner asks which probes are due.
+//! A path is a [`Route`]: one of our sockets and the peer's address, or a relay channel. Its life: a candidate is
+//! probed in rounds; a reply to a challenge of ours, sent from that very address inside the session, makes it valid;
+//! silence makes a valid one suspect within about 1.5 s, and dead 5 s later; the dead are asked ever more seldom, and
+//! forgotten where nobody announces them. A relay channel counts as valid from the start, because the server checks
+//! who uses it.
+//!
+//! What came by a path is as good as a reply, so loss does not kill it: only when we send and hear nothing, a burst of
+//! probes asks, and any answer ends it. While the path in use is suspect, frames go by it and by the next best.
+//!
+//! The lowest tier wins (direct, relay by UDP, relay by TCP), inside a tier the lowest [cost](Estimate::cost), and a
+//! change needs a clear and lasting gain. Nothing here sends: the owner asks which probes are due.
 
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use crate::ids::Route;
+use super::estimate::{Counts, Estimate, PathMeter};
+use super::multipath::{COPIES_MAX, Mode, Plan, Rule, SPREAD_MAX, Spread, Way};
+use super::session::Epoch;
+use crate::ids::{Route, UplinkId};
 
 /// When the probes of a round go out, counted from its start.
 const ROUND: [Duration; 7] = [
@@ -24,29 +37,70 @@ const ROUND: [Duration; 7] = [
 /// Waits between rounds that proved nothing; the last one repeats.
 const ROUND_WAITS: [Duration; 4] =
     [Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(45), Duration::from_secs(300)];
-/// How often a path in use is probed while frames pass, and while none do (below common NAT time-outs of 30 s).
-const PROBE_BUSY: Duration = Duration::from_secs(1);
+/// How often a path that carries frames is probed while they pass, to measure it.
+const PROBE_BUSY: Duration = Duration::from_secs(2);
+/// And while none do: below common NAT time-outs of 30 s.
 const PROBE_IDLE: Duration = Duration::from_secs(20);
-/// How often a valid path that is not in use is probed.
-const PROBE_STANDBY: Duration = Duration::from_secs(15);
-/// After a probe without reply, the next ones follow each other this fast.
-const PROBE_URGENT: Duration = Duration::from_millis(150);
-/// Probes without reply after which a path is suspect: the first, and a burst that spans about a second with it.
-const MISSED_MAX: u32 = 5;
-/// A direct path replaces another one of its tier only if it is better by a tenth and this much.
-const GAIN_MIN: Duration = Duration::from_millis(2);
+/// How often a valid path is probed that carries none while others do, and one that might be better than them.
+const PROBE_STANDBY: Duration = Duration::from_secs(10);
+const PROBE_CONTENDER: Duration = Duration::from_secs(1);
+/// A new path is measured so many times at once, this far apart, so that a better one is known as such in a second.
+const SETTLING: u8 = 3;
+const PROBE_SETTLING: Duration = Duration::from_millis(300);
+/// Sending and hearing nothing for so long is worth a question; on slow paths 3 round trips and 4 variations.
+const SILENCE_MIN: Duration = Duration::from_millis(500);
+/// How often we look whether something was sent into the silence.
+const LISTEN_EVERY: Duration = Duration::from_millis(100);
+/// Probes of the other end that follow each other so fast are a burst: it hears nothing of what we send.
+const URGENT: Duration = Duration::from_millis(250);
+/// They make us ask back no oftener than this.
+const URGE_EVERY: Duration = Duration::from_secs(1);
+/// A burst asks at these times, then each [`BURST_STEP`], until the path's patience is over.
+const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(200)];
+const BURST_STEP: Duration = Duration::from_millis(200);
+/// How long a burst goes unanswered before the path is suspect: longer where two round trips and 4 variations are.
+const PATIENCE_MIN: Duration = Duration::from_secs(1);
+const PATIENCE_MAX: Duration = Duration::from_secs(3);
+/// Probes in a row without a reply that a path survives as long as something comes by it: datagrams that come do not
+/// say that ours get there.
+const DEAF_MAX: u32 = 2;
+/// How often a suspect path is asked, so that the other end takes it for [urgent](URGENT), and for how long until it is
+/// dead.
+const PROBE_SUSPECT: Duration = Duration::from_millis(200);
+const SUSPECT_MAX: Duration = Duration::from_secs(5);
+/// Waits between the probes of a dead path: the first, doubled up to the last; while frames pass, no more than makes it
+/// used again within ten seconds of its repair.
+const DEAD_FIRST: Duration = Duration::from_secs(1);
+const DEAD_LAST: Duration = Duration::from_secs(60);
+const DEAD_BUSY: Duration = Duration::from_secs(8);
+/// A dead path that nobody announces is forgotten after this.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+/// A path replaces another one of its tier only if it is better by a tenth and this much, in microseconds,
+const GAIN_MIN_US: i64 = 2_000;
+/// in so many probes in a row,
+const GAIN_PROBES: u8 = 3;
+/// and so long after the last such change.
+const SWITCH_INTERVAL: Duration = Duration::from_secs(10);
+/// Further paths of a plan are told apart by so much cost, in microseconds.
+const COST_STEP_US: i64 = 5_000;
 /// Paths kept to one peer; candidates beyond are not taken up.
-pub const PATHS_MAX: usize = 24;
+pub const PATHS_MAX: usize = 48;
+/// Probes whose answers are still known.
+const ASKED_MAX: usize = 10;
 
 /// How far a path is proven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Nobody has answered from it (yet, or for a long time).
+    /// Nobody has answered from it yet; it waits for its next round of probes.
     Candidate,
+    /// And a round is under way.
+    Probing,
     /// A reply to a challenge came.
     Valid,
-    /// It was valid and does not answer: frames leave by another while it is probed on.
+    /// It was valid and does not answer: frames leave by another, too, while it is probed on.
     Suspect,
+    /// It has not answered for long.
+    Dead,
 }
 
 /// One way to the peer.
@@ -54,18 +108,55 @@ pub enum State {
 pub struct Path {
     pub route: Route,
     pub state: State,
-    /// Smoothed round trip (RFC 6298 weights), once measured.
-    pub srtt: Option<Duration>,
+    pub estimate: Estimate,
+    pub meter: Arc<PathMeter>,
     /// When a reply last proved it.
     pub proven: Option<Instant>,
     number: u8,
+    announced: bool,
+    /// Of candidates: which round, and which of its probes is next.
     round: usize,
     step: usize,
+    /// When there is something to do next.
     probe_at: Instant,
+    /// Of valid paths: when it is to be measured next, and when we would miss hearing something.
+    measure_at: Instant,
+    listen_at: Option<Instant>,
+    /// What was last heard when we listened, and what we had sent then.
+    listened: (Option<u64>, u64),
+    burst: Option<Burst>,
+    /// When the other end last asked by it, and whether it asks as who hears nothing does.
+    probed: Option<Instant>,
+    urged: bool,
+    urged_at: Option<Instant>,
+    /// Since when it is suspect or dead.
+    silent_since: Instant,
+    dead_wait: Duration,
+    settling: u8,
+    /// Probes in a row in which it was clearly better than the one in use.
+    better: u8,
     sequence: u32,
-    outstanding: Option<(u32, u64, Instant)>,
-    older: Option<(u32, u64, Instant)>,
+    asked: VecDeque<Asked>,
+    answered: Option<Asked>,
     missed: u32,
+}
+
+/// Urgent questions to a path that carries frames.
+#[derive(Debug, Clone, Copy)]
+struct Burst {
+    since: Instant,
+    step: usize,
+    /// Only a reply ends it, not what else comes.
+    deaf: bool,
+}
+
+/// A probe that was sent, and what had been sent by its path until then.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    sequence: u32,
+    challenge: u64,
+    at: Instant,
+    sent: u64,
 }
 
 /// A probe to be sent.
@@ -81,21 +172,55 @@ pub struct Probe {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathEvent {
     Validated(Route),
+    /// It fell silent; perhaps it comes back in a moment.
+    Suspected(Route),
+    /// It is given up, until it answers.
     Lost(Route),
 }
 
 /// All ways to one peer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Paths {
     list: Vec<Path>,
     active: Option<Route>,
+    /// Was in use when it became suspect: frames go by it, too.
+    doubted: Option<Route>,
+    mode: Mode,
+    /// Sockets that the configuration wants paths to use; the others are for where these lead nowhere.
+    uplinks: Vec<UplinkId>,
+    /// Made when it is first needed: most peers have one way.
+    spread: OnceLock<Arc<Spread>>,
+    switched_at: Option<Instant>,
     next_number: u8,
+    epoch: Epoch,
 }
 
 impl Paths {
-    /// The route frames take.
+    pub fn new(epoch: Epoch, mode: Mode) -> Self {
+        Self {
+            list: Vec::new(),
+            active: None,
+            doubted: None,
+            mode,
+            uplinks: Vec::new(),
+            spread: OnceLock::new(),
+            switched_at: None,
+            next_number: 0,
+            epoch,
+        }
+    }
+
+    /// The route frames take, the first where they take several.
     pub fn active(&self) -> Option<Route> {
         self.active
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Path> {
@@ -107,37 +232,32 @@ impl Paths {
         self.list.iter().find(|path| path.route == *route)
     }
 
-    /// Takes up a candidate, to be probed at once. One that is known and suspect is probed anew, if it waits for its
+    /// Takes up a candidate, to be probed at once. One that is known and silent is probed anew, if it waits for its
     /// next round. `false` if there are too many.
     pub fn add(&mut self, route: Route, now: Instant) -> bool {
+        self.take_up(route, true, now)
+    }
+
+    fn take_up(&mut self, route: Route, announced: bool, now: Instant) -> bool {
         if let Some(path) = self.list.iter_mut().find(|path| path.route == route) {
-            if path.state == State::Suspect && path.round > 0 && path.step == 0 {
-                path.begin_round(now, path.round);
+            path.announced |= announced;
+            match path.state {
+                State::Dead if path.probe_at > now + DEAD_FIRST => path.probe_at = now,
+                State::Candidate | State::Probing | State::Valid | State::Suspect | State::Dead => {}
             }
             return true;
         }
         if self.list.len() >= PATHS_MAX {
-            let Some(worst) = self.list.iter().position(|path| path.state == State::Candidate && path.round > 0) else {
-                return false;
-            };
+            let useless = |path: &Path| path.state == State::Candidate && path.round > 0 || path.state == State::Dead;
+            let Some(worst) = self.list.iter().position(useless) else { return false };
             self.list.swap_remove(worst);
+        }
+        while self.list.iter().any(|path| path.number == self.next_number) {
+            self.next_number = self.next_number.wrapping_add(1);
         }
         let number = self.next_number;
         self.next_number = number.wrapping_add(1);
-        self.list.push(Path {
-            route,
-            state: State::Candidate,
-            srtt: None,
-            proven: None,
-            number,
-            round: 0,
-            step: 0,
-            probe_at: now,
-            sequence: 0,
-            outstanding: None,
-            older: None,
-            missed: 0,
-        });
+        self.list.push(Path::new(route, number, announced, now));
         true
     }
 
@@ -145,7 +265,7 @@ impl Paths {
     /// only after minutes.
     pub fn add_seen(&mut self, route: Route, now: Instant) -> bool {
         let known = self.get(&route).is_some();
-        let added = self.add(route, now);
+        let added = self.take_up(route, false, now);
         if let Some(path) = self.list.iter_mut().find(|path| !known && path.route == route) {
             path.round = ROUND_WAITS.len() - 1;
         }
@@ -154,81 +274,125 @@ impl Paths {
 
     /// A route that is proven by other means: a handshake completed over it, or it is a relay channel.
     pub fn prove(&mut self, route: Route, now: Instant) -> Option<PathEvent> {
-        if !self.add(route, now) {
+        if !self.take_up(route, false, now) {
             return None;
         }
+        let epoch = self.epoch;
         let path = self.list.iter_mut().find(|path| path.route == route)?;
-        let event = path.validate(now);
-        self.choose();
+        let event = path.validate(now, epoch);
+        self.choose(now);
         event
     }
 
     /// Forgets relay channels (the server is gone, or gave new ones).
-    pub fn drop_relays(&mut self) {
-        self.list.retain(|path| path.route.is_direct());
-        if self.active.is_some_and(|route| !route.is_direct()) {
-            self.active = None;
-            self.choose();
-        }
+    pub fn drop_relays(&mut self, now: Instant) {
+        self.forget(|path| !path.route.is_direct(), now);
+    }
+
+    /// A socket is gone: its paths are, at once.
+    pub fn drop_uplink(&mut self, uplink: UplinkId, now: Instant) {
+        self.forget(|path| path.route.endpoint.uplink == uplink, now);
+    }
+
+    /// The sockets of the configuration, where it names any.
+    pub fn set_uplinks(&mut self, uplinks: Vec<UplinkId>, now: Instant) {
+        self.uplinks = uplinks;
+        self.choose(now);
+    }
+
+    fn forget(&mut self, which: impl Fn(&Path) -> bool, now: Instant) {
+        self.list.retain(|path| !which(path));
+        let known = |route: &Route| self.get(route).is_some();
+        (self.active, self.doubted) = (self.active.filter(known), self.doubted.filter(known));
+        self.choose(now);
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.list.clear();
-        self.active = None;
+        (self.active, self.doubted) = (None, None);
     }
 
-    /// Probes every direct path anew (a network change, an introduction).
+    /// Probes every path anew that is not valid (a network change, an introduction).
     pub fn begin_rounds(&mut self, now: Instant) {
-        for path in self.list.iter_mut().filter(|path| path.state != State::Valid) {
-            path.begin_round(now, 0);
+        for path in &mut self.list {
+            match path.state {
+                State::Candidate | State::Probing => path.begin_round(now, 0),
+                State::Suspect | State::Dead => (path.probe_at, path.dead_wait) = (now, DEAD_FIRST),
+                State::Valid => {}
+            }
         }
     }
 
-    /// When the next probe is due.
+    /// Our ways out have changed, and what was proven may be no more: every direct path is suspect until it answers.
+    pub fn doubt(&mut self, now: Instant) -> Vec<PathEvent> {
+        let mut events = Vec::new();
+        for path in self.list.iter_mut().filter(|path| path.route.is_direct() && path.state == State::Valid) {
+            (path.state, path.silent_since, path.burst, path.probe_at) = (State::Suspect, now, None, now);
+            if self.active == Some(path.route) {
+                self.doubted = Some(path.route);
+            }
+            events.push(PathEvent::Suspected(path.route));
+        }
+        self.choose(now);
+        events
+    }
+
+    /// When there is something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.list.iter().map(|path| path.probe_at).min()
     }
 
-    /// The probes that are due, and what their silence means. `busy`: frames passed lately.
+    /// The probes that are due, and what silence means. `busy`: frames passed lately.
     pub fn handle_timeout(&mut self, now: Instant, busy: bool, rng: &mut impl Rng) -> (Vec<Probe>, Vec<PathEvent>) {
         let (mut probes, mut events) = (Vec::new(), Vec::new());
-        let active = self.active;
         let stranded = busy && self.is_stranded();
+        let carrying = self.carrying();
+        let active = self.active;
+        let before = self.list.len();
+        self.list.retain(|path| {
+            let old = now.saturating_duration_since(path.silent_since) >= FORGET_AFTER;
+            !(path.state == State::Dead
+                && old
+                && !path.announced
+                && path.route.is_direct()
+                && active != Some(path.route))
+        });
+        let forgotten = self.list.len() < before;
         for path in self.list.iter_mut().filter(|path| now >= path.probe_at) {
-            if path.outstanding.is_some() {
-                path.missed += 1;
+            let turn = Turn { now, busy, carries: carrying.contains(&path.route), stranded, epoch: self.epoch };
+            let (asks, event) = path.turn(&turn, rng);
+            events.extend(event);
+            if asks {
+                probes.push(path.ask(now, rng));
             }
-            if path.state == State::Valid && path.missed >= MISSED_MAX {
-                path.state = State::Suspect;
-                path.begin_round(now, 0);
-                events.push(PathEvent::Lost(path.route));
-            }
-            path.schedule(now, busy, active == Some(path.route), rng);
-            if stranded && path.state == State::Suspect {
-                path.probe_at = path.probe_at.min(now + PROBE_BUSY);
-            }
-            path.sequence += 1;
-            let challenge = rng.next_u64();
-            path.older = path.outstanding;
-            path.outstanding = Some((path.sequence, challenge, now));
-            probes.push(Probe { route: path.route, sequence: path.sequence, challenge, path: path.number });
         }
-        if !events.is_empty() {
-            self.choose();
+        if forgotten || !events.is_empty() {
+            for event in &events {
+                if let PathEvent::Suspected(route) = event
+                    && active == Some(*route)
+                {
+                    self.doubted = Some(*route);
+                }
+            }
+            self.choose(now);
         }
         (probes, events)
     }
 
-    /// Frames pass again after a quiet time: the path in use is probed at once, and where none is valid all that were.
+    /// Frames pass again after a quiet time: what carries them is measured at once, and where none is valid all that
+    /// were are asked.
     pub fn wake(&mut self, now: Instant) {
-        let active = self.active;
         let stranded = self.is_stranded();
+        let carrying = self.carrying();
         for path in &mut self.list {
-            if (Some(path.route) == active || (stranded && path.state == State::Suspect))
-                && path.probe_at > now + PROBE_BUSY
-            {
-                path.probe_at = now;
+            match path.state {
+                State::Valid if carrying.contains(&path.route) && path.measure_at > now + PROBE_BUSY => {
+                    (path.measure_at, path.probe_at) = (now, now);
+                }
+                State::Suspect | State::Dead if stranded && path.probe_at > now + DEAD_FIRST => path.probe_at = now,
+                State::Dead => path.probe_at = path.probe_at.min(now + DEAD_BUSY),
+                State::Candidate | State::Probing | State::Valid | State::Suspect => {}
             }
         }
     }
@@ -238,6 +402,40 @@ impl Paths {
         self.list.iter().all(|path| path.state != State::Valid)
     }
 
+    /// Frames may come by several paths of about one kind.
+    pub fn has_several(&self) -> bool {
+        self.list.iter().filter(|path| path.route.is_direct() && path.state == State::Valid).count() > 1
+    }
+
+    /// Something authentic came by a route.
+    pub fn heard(&self, route: &Route, bytes: u64, now: Instant) {
+        if let Some(path) = self.get(route) {
+            path.meter.came(1, bytes);
+            path.meter.heard(self.epoch.ms(now));
+        }
+    }
+
+    /// The other end asks by a route. Where it does so urgently while frames go there, ours perhaps get lost, although
+    /// everything comes that it sends.
+    pub fn probed(&mut self, route: &Route, now: Instant) {
+        let carries = self.carrying().contains(route);
+        let Some(path) = self.list.iter_mut().find(|path| path.route == *route) else { return };
+        let before = path.probed.replace(now);
+        let urgent = before.is_some_and(|before| now.saturating_duration_since(before) <= URGENT);
+        // Seldom, for our question is one to the other end, too, and must not make it ask again.
+        let due = path.urged_at.is_none_or(|at| now.saturating_duration_since(at) >= URGE_EVERY);
+        if urgent && due && carries && path.state == State::Valid && path.burst.is_none_or(|burst| !burst.deaf) {
+            (path.urged, path.urged_at, path.probe_at) = (true, Some(now), now);
+        }
+    }
+
+    /// A datagram other than a probe leaves by a route.
+    pub fn said(&self, route: &Route, bytes: u64) {
+        if let Some(path) = self.get(route) {
+            path.meter.sent(1, bytes);
+        }
+    }
+
     /// A reply to a probe, from the route it came by.
     pub fn handle_reply(
         &mut self,
@@ -245,83 +443,398 @@ impl Paths {
         (sequence, challenge): (u32, u64),
         now: Instant,
     ) -> Option<PathEvent> {
+        let (epoch, active) = (self.epoch, self.active);
         let path = self.list.iter_mut().find(|path| path.route == *route)?;
-        let sent = [path.outstanding, path.older]
-            .into_iter()
-            .flatten()
-            .find(|(number, secret, _)| (*number, *secret) == (sequence, challenge))?;
-        path.measure(now.saturating_duration_since(sent.2));
-        let event = path.validate(now);
-        self.choose();
+        let answered = |asked: &&Asked| (asked.sequence, asked.challenge) == (sequence, challenge);
+        let asked = *path.asked.iter().find(answered)?;
+        path.answered = Some(asked);
+        path.estimate.round_trip(now.saturating_duration_since(asked.at));
+        let event = path.validate(now, epoch);
+        if active.is_some_and(|active| active != *route) {
+            self.compare(route);
+        }
+        self.choose(now);
         event
     }
 
-    fn choose(&mut self) {
-        let usable = self.list.iter().filter(|path| path.tier().is_some());
-        let best = usable.min_by_key(|path| (path.tier(), path.srtt.unwrap_or(Duration::MAX)));
-        let Some(best) = best else { return };
-        let current = self.active.and_then(|route| self.get(&route)).filter(|current| current.tier() == best.tier());
-        let keep = current.is_some_and(|current| match (current.srtt, best.srtt) {
-            (Some(old), Some(new)) => new + GAIN_MIN > old || new > old.mul_f64(0.9),
-            (None, _) | (_, None) => true,
-        });
-        if !keep {
-            self.active = Some(best.route);
+    /// What the other end had counted when it answered the probe `sequence`, in the same datagram as the answer.
+    pub fn handle_report(&mut self, route: &Route, sequence: u32, (came, came_bytes): (u64, u64), now: Instant) {
+        let Some(path) = self.list.iter_mut().find(|path| path.route == *route) else { return };
+        if let Some(asked) = path.answered.take_if(|asked| asked.sequence == sequence) {
+            path.estimate.counted(Counts { sent: asked.sent, came, came_bytes, at: now });
         }
+    }
+
+    /// Notes whether a path that was just measured is clearly better than the one in use.
+    fn compare(&mut self, route: &Route) {
+        let current = self.active.and_then(|active| self.get(&active)).map(|path| (path.tier(), path.cost()));
+        let Some(path) = self.list.iter_mut().find(|path| path.route == *route) else { return };
+        let new = path.cost();
+        let gains = current.is_some_and(|(tier, old)| {
+            tier == path.tier() && new <= old.saturating_sub(GAIN_MIN_US) && (old <= 0 || new < old / 10 * 9)
+        });
+        path.better = if gains { path.better.saturating_add(1) } else { 0 };
+    }
+
+    fn choose(&mut self, now: Instant) {
+        let rank = |path: &&Path| (path.tier(), self.is_unwanted(path), path.cost());
+        let best = self.list.iter().filter(|path| path.tier().is_some()).min_by_key(rank);
+        let Some(best) = best else {
+            self.active = None;
+            return;
+        };
+        let current = self.active.and_then(|route| self.get(&route));
+        let level = |path: &Path| (path.tier(), self.is_unwanted(path));
+        let next = match current.filter(|current| level(current) == level(best)) {
+            None => Some(best.route),
+            Some(_) => {
+                let due = self.switched_at.is_none_or(|at| now.saturating_duration_since(at) >= SWITCH_INTERVAL);
+                let contender = self.list.iter().filter(|path| path.better >= GAIN_PROBES).min_by_key(rank);
+                contender.filter(|path| due && level(path) == level(best)).map(|path| path.route)
+            }
+        };
+        if let Some(route) = next.filter(|route| self.active != Some(*route)) {
+            if current.is_some_and(|current| current.tier() == best.tier()) {
+                self.switched_at = Some(now);
+            }
+            self.active = Some(route);
+            self.list.iter_mut().for_each(|path| path.better = 0);
+        }
+        let suspect = |route: &Route| self.get(route).is_some_and(|path| path.state == State::Suspect);
+        self.doubted = self.doubted.filter(suspect).filter(|route| self.active != Some(*route));
+    }
+
+    /// A direct path by a socket that the configuration does not name, where it names some.
+    fn is_unwanted(&self, path: &Path) -> bool {
+        path.route.is_direct() && !self.uplinks.is_empty() && !self.uplinks.contains(&path.route.endpoint.uplink)
+    }
+
+    /// The routes that frames take.
+    fn carrying(&self) -> Vec<Route> {
+        match self.plan() {
+            Some(plan) => plan.ways.iter().map(|way| way.route).collect(),
+            None => self.active.into_iter().collect(),
+        }
+    }
+
+    /// What is done beside sending everything by the active path; `None` in the ordinary case.
+    pub fn plan(&self) -> Option<Plan> {
+        let active = self.active.and_then(|route| self.get(&route))?;
+        let (rule, chosen) = match (self.mode, self.doubted.and_then(|route| self.get(&route))) {
+            (Mode::Best | Mode::RedundantSmall | Mode::Redundant, Some(doubted)) => (Rule::Copy, vec![active, doubted]),
+            (Mode::Best, None) => return None,
+            (Mode::RedundantSmall, None) => (Rule::CopySmall, self.apart(active, 2, false)),
+            (Mode::Redundant, None) => (Rule::Copy, self.apart(active, COPIES_MAX, true)),
+            (Mode::Bonded, _) => (Rule::Spread, self.apart(active, SPREAD_MAX, false)),
+        };
+        // Flows that are spread are followed while there is one way, too: they stay on it when there are more again.
+        if active.state != State::Valid || chosen.len() < 2 && rule != Rule::Spread {
+            return None;
+        }
+        let weights = weights(&chosen);
+        let ways = chosen.into_iter().zip(weights).map(|(path, weight)| Way {
+            route: path.route,
+            meter: path.meter.clone(),
+            number: path.number,
+            weight: if rule == Rule::Spread { weight } else { 1 },
+        });
+        Some(Plan { rule, ways: ways.collect(), spread: self.spread.get_or_init(Arc::default).clone() })
+    }
+
+    /// Valid paths that have as little in common as there is, the active one first: each by another socket and to
+    /// another address, then by another socket or to another address than any before. `others`: of any tier.
+    fn apart<'p>(&'p self, active: &'p Path, most: usize, others: bool) -> Vec<&'p Path> {
+        let fits = |path: &&Path| {
+            path.state == State::Valid
+                && (others || path.tier() == active.tier())
+                && self.is_unwanted(path) == self.is_unwanted(active)
+        };
+        let mut rest: Vec<&Path> = self.list.iter().filter(fits).filter(|path| path.route != active.route).collect();
+        // Roughly by cost: a plan that changes with each round trip would be published with each.
+        rest.sort_by_key(|path| (path.tier(), path.cost().div_euclid(COST_STEP_US), path.number));
+        let uplink = |path: &Path| path.route.endpoint.uplink;
+        let address = |path: &Path| (path.route.relay, path.route.endpoint.addr.ip());
+        let mut chosen = vec![active];
+        for path in &rest {
+            if chosen.iter().all(|other| uplink(path) != uplink(other) && address(path) != address(other)) {
+                chosen.push(path);
+            }
+        }
+        // Where one end has one way only, its copies share that.
+        for path in &rest {
+            let new_uplink = chosen.iter().all(|other| uplink(path) != uplink(other));
+            let new_address = chosen.iter().all(|other| address(path) != address(other));
+            if new_uplink || new_address {
+                chosen.push(path);
+            }
+        }
+        chosen.truncate(most);
+        chosen
     }
 }
 
+/// What each path can carry, the best 255: one that loses, what came through; one that does not, as much as any.
+fn weights(paths: &[&Path]) -> Vec<u8> {
+    const FULL: f64 = 0.01;
+    let rate = |path: &Path| path.estimate.rate().filter(|rate| *rate > 0.0);
+    let most = paths.iter().filter_map(|path| rate(path)).fold(1.0, f64::max);
+    let weight = |path: &&Path| match (rate(path), path.estimate.loss()) {
+        // Sixteenths: a plan that changes is published anew.
+        (Some(rate), Some(loss)) if loss >= FULL => ((rate / most * 16.0).ceil() * 16.0 - 1.0).clamp(15.0, 255.0) as u8,
+        _ => 255,
+    };
+    paths.iter().map(weight).collect()
+}
+
+/// What a path has to know of the others when its time has come.
+struct Turn {
+    now: Instant,
+    busy: bool,
+    carries: bool,
+    stranded: bool,
+    epoch: Epoch,
+}
+
 impl Path {
-    /// Lower is better, whatever the round trips; `None` for what must not carry frames.
+    fn new(route: Route, number: u8, announced: bool, now: Instant) -> Self {
+        Self {
+            route,
+            state: State::Probing,
+            estimate: Estimate::default(),
+            meter: Arc::default(),
+            proven: None,
+            number,
+            announced,
+            round: 0,
+            step: 0,
+            probe_at: now,
+            measure_at: now,
+            listen_at: None,
+            listened: (None, 0),
+            burst: None,
+            probed: None,
+            urged: false,
+            urged_at: None,
+            silent_since: now,
+            dead_wait: DEAD_FIRST,
+            settling: 0,
+            better: 0,
+            sequence: 0,
+            asked: VecDeque::new(),
+            answered: None,
+            missed: 0,
+        }
+    }
+
+    /// Smoothed round trip, once measured.
+    pub fn srtt(&self) -> Option<Duration> {
+        self.estimate.srtt()
+    }
+
+    /// What it costs to use it.
+    pub fn cost(&self) -> i64 {
+        self.estimate.cost(&self.route)
+    }
+
+    /// Lower is better, whatever the cost; `None` for what must not carry frames.
     fn tier(&self) -> Option<u8> {
         match (self.route.is_direct(), self.state) {
             (true, State::Valid) => Some(0),
-            (false, State::Valid) => Some(1),
+            (false, State::Valid) if self.route.endpoint.uplink != UplinkId::TCP => Some(1),
+            (false, State::Valid) => Some(2),
             // Better than nothing.
-            (true, State::Suspect) => Some(2),
-            (false, State::Suspect | State::Candidate) => Some(3),
-            (true, State::Candidate) => None,
+            (true, State::Suspect) => Some(3),
+            (false, State::Suspect) => Some(4),
+            (true, State::Dead) => Some(5),
+            (false, State::Candidate | State::Probing | State::Dead) => Some(6),
+            (true, State::Candidate | State::Probing) => None,
         }
     }
 
     fn begin_round(&mut self, now: Instant, round: usize) {
-        (self.round, self.step, self.probe_at) = (round, 0, now);
+        (self.state, self.round, self.step, self.probe_at) = (State::Probing, round, 0, now);
     }
 
-    fn validate(&mut self, now: Instant) -> Option<PathEvent> {
-        (self.missed, self.outstanding) = (0, None);
-        self.proven = Some(now);
+    fn validate(&mut self, now: Instant, epoch: Epoch) -> Option<PathEvent> {
+        (self.missed, self.burst, self.proven) = (0, None, Some(now));
+        self.meter.heard(epoch.ms(now));
         if self.state == State::Valid {
             return None;
         }
-        self.state = State::Valid;
-        self.probe_at = now + PROBE_BUSY;
+        (self.state, self.settling, self.better) = (State::Valid, SETTLING, 0);
+        self.dead_wait = DEAD_FIRST;
+        // Proven by other means than a reply, it is measured at once.
+        let measured = self.estimate.srtt().is_some();
+        (self.measure_at, self.listen_at) = (if measured { now + PROBE_SETTLING } else { now }, None);
+        self.probe_at = self.measure_at;
         Some(PathEvent::Validated(self.route))
     }
 
-    fn measure(&mut self, rtt: Duration) {
-        self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
+    /// Its time has come: whether it is to be probed, and what became of it.
+    fn turn(&mut self, turn: &Turn, rng: &mut impl Rng) -> (bool, Option<PathEvent>) {
+        match self.state {
+            State::Candidate | State::Probing => {
+                self.probe_at = turn.now + self.next_of_round(rng);
+                (true, None)
+            }
+            State::Valid => self.turn_valid(turn, rng),
+            State::Suspect => {
+                self.probe_at = turn.now + PROBE_SUSPECT;
+                if turn.now.saturating_duration_since(self.silent_since) < SUSPECT_MAX {
+                    return (true, None);
+                }
+                (self.state, self.silent_since) = (State::Dead, turn.now);
+                (true, Some(PathEvent::Lost(self.route)))
+            }
+            State::Dead => {
+                let most = match (turn.stranded, turn.busy) {
+                    (true, _) => DEAD_FIRST,
+                    (false, true) => DEAD_BUSY,
+                    (false, false) => DEAD_LAST,
+                };
+                self.probe_at = turn.now + jitter(self.dead_wait.min(most), rng);
+                self.dead_wait = (self.dead_wait * 2).min(DEAD_LAST);
+                (true, None)
+            }
+        }
     }
 
-    fn schedule(&mut self, now: Instant, busy: bool, active: bool, rng: &mut impl Rng) {
-        let wait = match self.state {
-            State::Valid if self.missed > 0 && active => PROBE_URGENT,
-            State::Valid if active && busy => PROBE_BUSY,
-            State::Valid if active => jitter(PROBE_IDLE, rng),
-            State::Valid => jitter(PROBE_STANDBY, rng),
-            State::Candidate | State::Suspect => {
-                self.step += 1;
-                match ROUND.get(self.step) {
-                    Some(at) => *at - ROUND[self.step - 1],
-                    None => {
-                        let wait = ROUND_WAITS[self.round.min(ROUND_WAITS.len() - 1)];
-                        (self.round, self.step) = (self.round + 1, 0);
-                        jitter(wait, rng)
-                    }
+    fn turn_valid(&mut self, turn: &Turn, rng: &mut impl Rng) -> (bool, Option<PathEvent>) {
+        let Turn { now, busy, carries, .. } = *turn;
+        let heard_ms = self.meter.heard_ms();
+        let heard = heard_ms.map(|ms| turn.epoch.at(ms));
+        // To the millisecond, as marks are.
+        let since = |at: Instant| turn.epoch.at(turn.epoch.ms(at));
+        if self.burst.is_some_and(|burst| !burst.deaf && heard.is_some_and(|heard| heard > since(burst.since))) {
+            self.burst = None;
+        }
+        let patience = self.patience();
+        if self.urged {
+            self.burst = None;
+        }
+        if let Some(burst) = &mut self.burst {
+            if now >= burst.since + patience {
+                self.burst = None;
+                (self.state, self.silent_since) = (State::Suspect, now);
+                self.probe_at = now + PROBE_SUSPECT;
+                return (true, Some(PathEvent::Suspected(self.route)));
+            }
+            burst.step += 1;
+            let offset = BURST.get(burst.step).copied();
+            let offset = offset.unwrap_or_else(|| BURST[2] + BURST_STEP * (burst.step - 2) as u32);
+            self.probe_at = burst.since + offset.min(patience);
+            return (true, None);
+        }
+        if std::mem::take(&mut self.urged) {
+            return self.begin_burst(now, true);
+        }
+        if busy
+            && carries
+            && self.listen_at.is_none_or(|at| now >= at)
+            && self.misses_something(now, heard_ms, turn.epoch)
+        {
+            return self.begin_burst(now, false);
+        }
+        let asks = now >= self.measure_at;
+        if asks {
+            if let Some(asked) = self.unanswered(now) {
+                self.missed += 1;
+                // As long as something comes, two probes may be lost; without, each loss is looked into.
+                let vouched = carries && busy && heard.is_some_and(|heard| heard > asked.at);
+                if !vouched || self.missed >= DEAF_MAX {
+                    return self.begin_burst(now, true);
                 }
             }
-        };
-        self.probe_at = now + wait;
+            self.measure_at = now + self.interval(busy, carries, rng);
+        }
+        if !(busy && carries) {
+            self.listen_at = None;
+        }
+        // A probe that is lost is missed before the next one is due.
+        if asks && !(busy && carries) && self.measure_at > now + patience {
+            self.probe_at = now + patience;
+        } else if !asks && self.unanswered(now).is_some() && !(busy && carries) {
+            return self.begin_burst(now, true);
+        } else {
+            self.probe_at = self.measure_at;
+        }
+        self.probe_at = self.listen_at.map_or(self.probe_at, |at| self.probe_at.min(at));
+        (asks, None)
+    }
+
+    /// The newest probe, if its reply should have come.
+    fn unanswered(&self, now: Instant) -> Option<Asked> {
+        let late = self.patience().min(PROBE_BUSY * 9 / 10);
+        let waits = |asked: &&Asked| self.proven.is_none_or(|proven| proven < asked.at) && now >= asked.at + late;
+        self.asked.back().filter(waits).copied()
+    }
+
+    /// How long a reply may take until the path is doubted.
+    fn patience(&self) -> Duration {
+        self.estimate.patience(2, 4).clamp(PATIENCE_MIN, PATIENCE_MAX)
+    }
+
+    fn begin_burst(&mut self, now: Instant, deaf: bool) -> (bool, Option<PathEvent>) {
+        self.burst = Some(Burst { since: now, step: 0, deaf });
+        self.measure_at = now + PROBE_BUSY;
+        self.listen_at = None;
+        self.probe_at = now + BURST[1];
+        (true, None)
+    }
+
+    /// Whether we have sent and heard nothing for too long; says when to listen again.
+    fn misses_something(&mut self, now: Instant, heard_ms: Option<u64>, epoch: Epoch) -> bool {
+        let silence = self.estimate.patience(3, 4).max(SILENCE_MIN);
+        let sent = self.meter.tx_datagrams.load(Relaxed);
+        let (heard_before, sent_before) = self.listened;
+        if heard_ms != heard_before || self.listen_at.is_none() {
+            self.listened = (heard_ms, sent);
+            let quiet_at = heard_ms.map_or(now, |ms| epoch.at(ms)) + silence;
+            // Where nothing came for long, what we send from here on counts.
+            self.listen_at = Some(quiet_at.max(now + LISTEN_EVERY));
+            return false;
+        }
+        self.listen_at = Some(now + LISTEN_EVERY);
+        sent > sent_before
+    }
+
+    /// How long until it is measured again.
+    fn interval(&mut self, busy: bool, carries: bool, rng: &mut impl Rng) -> Duration {
+        if self.settling > 0 {
+            self.settling -= 1;
+            return PROBE_SETTLING.max(self.estimate.patience(1, 4));
+        }
+        match (busy, carries) {
+            (true, true) => jitter(PROBE_BUSY, rng),
+            (true, false) if self.better > 0 => PROBE_CONTENDER,
+            (true, false) if self.route.is_direct() => jitter(PROBE_STANDBY, rng),
+            _ => jitter(PROBE_IDLE, rng),
+        }
+    }
+
+    fn next_of_round(&mut self, rng: &mut impl Rng) -> Duration {
+        self.state = State::Probing;
+        self.step += 1;
+        match ROUND.get(self.step) {
+            Some(at) => *at - ROUND[self.step - 1],
+            None => {
+                let wait = ROUND_WAITS[self.round.min(ROUND_WAITS.len() - 1)];
+                (self.state, self.round, self.step) = (State::Candidate, self.round + 1, 0);
+                jitter(wait, rng)
+            }
+        }
+    }
+
+    fn ask(&mut self, now: Instant, rng: &mut impl Rng) -> Probe {
+        self.sequence += 1;
+        let challenge = rng.next_u64();
+        if self.asked.len() >= ASKED_MAX {
+            self.asked.pop_front();
+        }
+        self.meter.sent(1, 0);
+        let sent = self.meter.tx_datagrams.load(Relaxed);
+        self.asked.push_back(Asked { sequence: self.sequence, challenge, at: now, sent });
+        Probe { route: self.route, sequence: self.sequence, challenge, path: self.number }
     }
 }
 
@@ -346,13 +859,19 @@ mod tests {
         Route::relayed(Endpoint::udp(([192, 0, 2, 9], 43439).into()), ChannelToken(1))
     }
 
+    fn setting() -> (Instant, StdRng, Paths) {
+        // Not at the epoch itself: a mark of 0 ms stands for "never" nowhere, but time does not begin here either.
+        let now = Instant::now() + Duration::from_secs(100);
+        (now, StdRng::seed_from_u64(1), Paths::new(Epoch(now - Duration::from_secs(50)), Mode::Best))
+    }
+
     fn reply(paths: &mut Paths, probe: &Probe, now: Instant) -> Option<PathEvent> {
         paths.handle_reply(&probe.route, (probe.sequence, probe.challenge), now)
     }
 
     #[test]
     fn frames_start_on_the_relay_and_move_to_a_direct_path_once_it_answers() {
-        let (mut now, mut rng, mut paths) = (Instant::now(), StdRng::seed_from_u64(1), Paths::default());
+        let (mut now, mut rng, mut paths) = setting();
         paths.prove(relay(), now);
         paths.add(direct(1), now);
         assert_eq!(paths.active(), Some(relay()));
@@ -366,38 +885,285 @@ mod tests {
         now += Duration::from_millis(9);
         assert_eq!(reply(&mut paths, probe, now), Some(PathEvent::Validated(direct(1))));
         assert_eq!(paths.active(), Some(direct(1)));
-        assert_eq!(paths.get(&direct(1)).and_then(|path| path.srtt), Some(Duration::from_millis(9)));
+        assert_eq!(paths.get(&direct(1)).and_then(Path::srtt), Some(Duration::from_millis(9)));
+    }
+
+    /// A world that answers probes after each route's delay, loses some, and passes frames both ways each 10 ms.
+    struct World {
+        now: Instant,
+        rng: StdRng,
+        paths: Paths,
+        /// Round trips by route; none for a route that answers nothing.
+        delays: Vec<(Route, Option<Duration>)>,
+        /// Of probes and of replies.
+        loss: f64,
+        /// Frames we send, frames that come.
+        flows: (bool, bool),
+        on_the_way: Vec<(Instant, Probe)>,
+        events: Vec<(Instant, PathEvent)>,
+        actives: Vec<(Instant, Option<Route>)>,
+    }
+
+    impl World {
+        fn new(delays: &[(Route, u64)]) -> Self {
+            let (now, rng, paths) = setting();
+            let delays = delays.iter().map(|(route, ms)| (*route, Some(Duration::from_millis(*ms)))).collect();
+            let (on_the_way, events, actives) = Default::default();
+            Self { now, rng, paths, delays, loss: 0.0, flows: (true, true), on_the_way, events, actives }
+        }
+
+        fn answer(&mut self, route: Route, delay: Option<u64>) {
+            self.delays.retain(|(known, _)| *known != route);
+            self.delays.push((route, delay.map(Duration::from_millis)));
+        }
+
+        fn lost(&mut self) -> bool {
+            rand::RngExt::random_bool(&mut self.rng, self.loss)
+        }
+
+        fn run(&mut self, time: Duration) {
+            let (end, mut mark) = (self.now + time, self.now);
+            while self.now < end {
+                let busy = self.flows != (false, false);
+                if self.now >= mark {
+                    mark += Duration::from_secs(1);
+                    if busy {
+                        self.paths.wake(self.now);
+                    }
+                }
+                let (come, waiting) =
+                    std::mem::take(&mut self.on_the_way).into_iter().partition(|(at, _)| *at <= self.now);
+                self.on_the_way = waiting;
+                for (_, probe) in come {
+                    let event = reply(&mut self.paths, &probe, self.now);
+                    self.events.extend(event.map(|event| (self.now, event)));
+                }
+                if self.paths.poll_timeout().is_some_and(|at| at <= self.now) {
+                    let (probes, events) = self.paths.handle_timeout(self.now, busy, &mut self.rng);
+                    self.events.extend(events.into_iter().map(|event| (self.now, event)));
+                    for probe in probes {
+                        let delay = self.delays.iter().find(|(route, _)| *route == probe.route).and_then(|(_, d)| *d);
+                        if let Some(delay) = delay
+                            && !self.lost()
+                            && !self.lost()
+                        {
+                            self.on_the_way.push((self.now + delay, probe));
+                        }
+                    }
+                }
+                for route in self.paths.carrying() {
+                    let alive = self.delays.iter().any(|(known, delay)| *known == route && delay.is_some());
+                    if self.flows.0 {
+                        self.paths.said(&route, 1000);
+                    }
+                    if self.flows.1 && alive && !self.lost() {
+                        self.paths.heard(&route, 1000, self.now);
+                    }
+                }
+                if self.actives.last().is_none_or(|(_, active)| *active != self.paths.active()) {
+                    self.actives.push((self.now, self.paths.active()));
+                }
+                self.now += Duration::from_millis(10);
+            }
+        }
+
+        fn state(&self, route: Route) -> State {
+            self.paths.get(&route).expect("a path").state
+        }
+
+        fn count(&self, is: impl Fn(&PathEvent) -> bool) -> usize {
+            self.events.iter().filter(|(_, event)| is(event)).count()
+        }
+    }
+
+    /// Two ways that are proven, the first of them direct and in use.
+    fn two(first: u64, second: (Route, u64)) -> World {
+        let mut world = World::new(&[(direct(1), first), second]);
+        world.paths.add(direct(1), world.now);
+        world.run(Duration::from_secs(1));
+        if second.0.is_direct() {
+            world.paths.add(second.0, world.now);
+        } else {
+            world.paths.prove(second.0, world.now);
+        }
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.paths.active(), Some(direct(1)));
+        world
     }
 
     #[test]
-    fn a_direct_path_that_falls_silent_gives_way_to_the_relay_in_two_seconds_and_comes_back() {
-        let (start, mut rng, mut paths) = (Instant::now(), StdRng::seed_from_u64(1), Paths::default());
-        paths.prove(relay(), start);
-        paths.prove(direct(1), start);
-        let mut now = start;
-        while paths.active() == Some(direct(1)) {
-            now = paths.poll_timeout().expect("probes go on").max(now);
-            let (probes, _) = paths.handle_timeout(now, true, &mut rng);
-            for probe in probes.iter().filter(|probe| !probe.route.is_direct()) {
-                reply(&mut paths, probe, now);
+    fn f_08_a_path_that_falls_silent_is_doubted_in_two_seconds_dead_in_seven_and_back_within_ten() {
+        for flows in [(true, true), (true, false)] {
+            let mut world = two(20, (relay(), 40));
+            world.flows = flows;
+            world.run(Duration::from_secs(3));
+            let cut = world.now;
+            world.answer(direct(1), None);
+            while world.paths.active() == Some(direct(1)) {
+                world.run(Duration::from_millis(10));
+            }
+            let gap = world.now - cut;
+            println!("F-08: by the relay, too, after {gap:?} (flows {flows:?})");
+            assert!(gap <= Duration::from_millis(2000), "{gap:?}");
+            let plan = world.paths.plan().expect("both are used");
+            assert_eq!(plan.ways.iter().map(|way| way.route).collect::<Vec<_>>(), [relay(), direct(1)]);
+            assert_eq!((plan.rule, world.state(direct(1))), (Rule::Copy, State::Suspect));
+            world.run(Duration::from_secs(6));
+            assert_eq!((world.state(direct(1)), world.paths.plan()), (State::Dead, None));
+            assert_eq!(world.count(|event| *event == PathEvent::Lost(direct(1))), 1);
+            world.run(Duration::from_secs(40));
+            let mended = world.now;
+            world.answer(direct(1), Some(20));
+            while world.paths.active() != Some(direct(1)) {
+                world.run(Duration::from_millis(10));
+            }
+            println!("F-08: direct again {:?} after the repair", world.now - mended);
+            assert!(world.now - mended <= Duration::from_secs(10));
+        }
+    }
+
+    #[test]
+    fn f_09_a_path_that_is_deaf_is_doubted_although_something_comes_by_it() {
+        for asks_us in [true, false] {
+            let mut world = two(20, (relay(), 40));
+            let cut = world.now;
+            // Our probes do not get there; its frames come all the same, and its questions once it misses ours.
+            world.answer(direct(1), None);
+            while world.paths.active() == Some(direct(1)) {
+                world.paths.heard(&direct(1), 1000, world.now);
+                let since = world.now - cut;
+                if asks_us && since >= SILENCE_MIN && since.as_millis().is_multiple_of(100) {
+                    world.paths.probed(&direct(1), world.now);
+                }
+                world.run(Duration::from_millis(10));
+                assert!(world.now - cut < Duration::from_secs(9), "never doubted");
+            }
+            let gap = world.now - cut;
+            println!("F-09: doubted after {gap:?} of one direction only; the peer asked: {asks_us}");
+            assert!(gap <= if asks_us { Duration::from_secs(2) } else { Duration::from_secs(7) });
+        }
+    }
+
+    #[test]
+    fn f_25_loss_kills_no_path() {
+        for percent in [1, 5, 20] {
+            for flows in [(true, true), (true, false), (false, false)] {
+                let mut world = two(30, (relay(), 60));
+                (world.loss, world.flows) = (f64::from(percent) / 100.0, flows);
+                world.run(Duration::from_secs(1000));
+                let (doubted, dead) = (
+                    world.count(|e| matches!(e, PathEvent::Suspected(_))),
+                    world.count(|e| matches!(e, PathEvent::Lost(_))),
+                );
+                println!(
+                    "F-25: {percent} % loss, flows {flows:?}: doubted {doubted} times in 1000 s, dead {dead} times"
+                );
+                assert_eq!(dead, 0);
+                assert!(doubted <= 8, "{doubted}");
             }
         }
-        assert_eq!(paths.active(), Some(relay()));
-        assert!(now - start < Duration::from_millis(3000), "{:?}", now - start);
-        loop {
-            now = paths.poll_timeout().expect("probes go on").max(now);
-            let (probes, _) = paths.handle_timeout(now, true, &mut rng);
-            if let Some(probe) = probes.iter().find(|probe| probe.route == direct(1)) {
-                assert_eq!(reply(&mut paths, probe, now), Some(PathEvent::Validated(direct(1))));
-                break;
-            }
+    }
+
+    #[test]
+    fn a_slow_path_that_loses_a_quarter_stays() {
+        // F-26: 800 ms of round trip, 25 % lost.
+        let mut world = World::new(&[(direct(1), 800)]);
+        world.loss = 0.25;
+        world.paths.add(direct(1), world.now);
+        world.run(Duration::from_secs(300));
+        assert_eq!((world.count(|e| matches!(e, PathEvent::Lost(_))), world.paths.active()), (0, Some(direct(1))));
+    }
+
+    #[test]
+    fn n_12_a_better_path_is_used_within_five_seconds() {
+        let mut world = World::new(&[(direct(1), 40), (direct(2), 2)]);
+        world.paths.add(direct(1), world.now);
+        world.run(Duration::from_secs(60));
+        let appeared = world.now;
+        world.paths.add(direct(2), world.now);
+        while world.paths.active() != Some(direct(2)) {
+            world.run(Duration::from_millis(10));
         }
-        assert_eq!(paths.active(), Some(direct(1)));
+        println!("N-12: the better path is used after {:?}", world.now - appeared);
+        assert!(world.now - appeared <= Duration::from_secs(5));
+    }
+
+    #[test]
+    fn n_13_paths_that_are_better_in_turns_change_little() {
+        for gain in [1, 8] {
+            let mut world = two(30, (direct(2), 30));
+            world.actives.clear();
+            for turn in 0..100 {
+                world.answer(direct(1 + turn % 2), Some(30 - gain));
+                world.answer(direct(1 + (turn + 1) % 2), Some(30));
+                world.run(Duration::from_secs(3));
+            }
+            let switches = world.actives.len() - 1;
+            println!("N-13: {switches} switches in 5 min with {gain} ms in turns");
+            assert!(switches <= if gain == 1 { 0 } else { 12 }, "{switches}");
+        }
+    }
+
+    #[test]
+    fn an_idle_path_that_dies_is_found_out_within_a_minute_and_asked_ever_more_seldom() {
+        let mut world = two(20, (relay(), 40));
+        world.flows = (false, false);
+        world.run(Duration::from_secs(60));
+        world.answer(direct(1), None);
+        world.run(Duration::from_secs(60));
+        assert_eq!((world.state(direct(1)), world.paths.active()), (State::Dead, Some(relay())));
+        world.run(Duration::from_secs(300));
+        assert_eq!(world.state(direct(1)), State::Dead, "announced, so it is kept");
+        world.paths.add_seen(direct(7), world.now);
+        world.answer(direct(7), Some(10));
+        world.run(Duration::from_secs(5));
+        world.answer(direct(7), None);
+        world.run(Duration::from_secs(200));
+        assert!(world.paths.get(&direct(7)).is_none(), "nobody announces it");
+    }
+
+    #[test]
+    fn an_uplink_that_is_gone_takes_its_paths_along_at_once() {
+        let further = |number: u8| Route::direct(Endpoint { uplink: UplinkId(number), addr: direct(1).endpoint.addr });
+        let mut world = World::new(&[(further(16), 10), (further(17), 30)]);
+        world.paths.add(further(16), world.now);
+        world.paths.add(further(17), world.now);
+        world.run(Duration::from_secs(3));
+        assert_eq!(world.paths.active(), Some(further(16)));
+        world.paths.drop_uplink(UplinkId(16), world.now);
+        assert_eq!(world.paths.active(), Some(further(17)));
+    }
+
+    #[test]
+    fn each_mode_uses_the_paths_its_name_says() {
+        let further = |uplink: u8, host: u8| {
+            Route::direct(Endpoint { uplink: UplinkId(uplink), addr: ([192, 0, 2, host], 1).into() })
+        };
+        // Two sockets here, two addresses there: four paths, of which two have nothing in common.
+        let all: Vec<_> = [(16, 1), (16, 2), (17, 1), (17, 2)].map(|(uplink, host)| further(uplink, host)).to_vec();
+        let delays: Vec<_> = all.iter().copied().zip([10, 12, 14, 16]).collect();
+        let mut world = World::new(&delays);
+        all.iter().for_each(|route| assert!(world.paths.add(*route, world.now)));
+        world.paths.prove(relay(), world.now);
+        world.answer(relay(), Some(50));
+        world.run(Duration::from_secs(5));
+        let used = |world: &mut World, mode| {
+            world.paths.set_mode(mode);
+            world.paths.plan().map(|plan| (plan.rule, plan.ways.iter().map(|way| way.route).collect::<Vec<_>>()))
+        };
+        let apart = vec![further(16, 1), further(17, 2)];
+        assert_eq!(used(&mut world, Mode::Best), None);
+        assert_eq!(used(&mut world, Mode::RedundantSmall), Some((Rule::CopySmall, apart.clone())));
+        assert_eq!(used(&mut world, Mode::Bonded), Some((Rule::Spread, apart.clone())));
+        assert_eq!(used(&mut world, Mode::Redundant), Some((Rule::Copy, [apart, vec![relay()]].concat())));
+        world.paths.drop_uplink(UplinkId(17), world.now);
+        let one_socket = vec![further(16, 1), further(16, 2)];
+        assert_eq!(used(&mut world, Mode::Bonded), Some((Rule::Spread, one_socket)), "the far end's uplinks");
     }
 
     #[test]
     fn a_relay_that_never_answers_is_not_asked_many_times_a_second() {
-        let (start, mut rng, mut paths) = (Instant::now(), StdRng::seed_from_u64(1), Paths::default());
+        let (start, mut rng, mut paths) = setting();
         paths.prove(relay(), start);
         let (mut now, mut sent) = (start, 0);
         while now - start < Duration::from_secs(100) {
@@ -410,19 +1176,19 @@ mod tests {
 
     #[test]
     fn with_the_relay_gone_a_suspect_path_is_better_than_none() {
-        let (mut now, mut rng, mut paths) = (Instant::now(), StdRng::seed_from_u64(1), Paths::default());
+        let (mut now, mut rng, mut paths) = setting();
         paths.prove(direct(1), now);
         for _ in 0..40 {
             now = paths.poll_timeout().expect("probes go on").max(now);
             paths.handle_timeout(now, true, &mut rng);
         }
-        assert_eq!(paths.get(&direct(1)).map(|path| path.state), Some(State::Suspect));
+        assert_eq!(paths.get(&direct(1)).map(|path| path.state), Some(State::Dead));
         assert_eq!(paths.active(), Some(direct(1)));
     }
 
     #[test]
     fn candidates_that_never_answer_are_asked_ever_more_seldom_and_their_number_is_bounded() {
-        let (start, mut rng, mut paths) = (Instant::now(), StdRng::seed_from_u64(1), Paths::default());
+        let (start, mut rng, mut paths) = setting();
         for port in 0..100 {
             paths.add(direct(port), start);
         }
@@ -438,22 +1204,12 @@ mod tests {
 
     #[test]
     fn a_path_a_little_better_changes_nothing() {
-        let (mut now, mut rng, mut paths) = (Instant::now(), StdRng::seed_from_u64(1), Paths::default());
-        for (port, delay) in [(1, 10), (2, 9)] {
-            paths.add(direct(port), now);
-            let (probes, _) = paths.handle_timeout(now, false, &mut rng);
-            now += Duration::from_millis(delay);
-            for probe in probes.iter().filter(|probe| probe.route == direct(port)) {
-                reply(&mut paths, probe, now);
-            }
-        }
-        assert_eq!(paths.active(), Some(direct(1)));
-        paths.add(direct(3), now);
-        let (probes, _) = paths.handle_timeout(now, false, &mut rng);
-        now += Duration::from_millis(1);
-        for probe in probes.iter().filter(|probe| probe.route == direct(3)) {
-            reply(&mut paths, probe, now);
-        }
-        assert_eq!(paths.active(), Some(direct(3)));
+        let mut world = two(100, (direct(2), 99));
+        world.run(Duration::from_secs(60));
+        assert_eq!(world.paths.active(), Some(direct(1)));
+        world.answer(direct(3), Some(20));
+        world.paths.add(direct(3), world.now);
+        world.run(Duration::from_secs(5));
+        assert_eq!(world.paths.active(), Some(direct(3)));
     }
 }

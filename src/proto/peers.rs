@@ -4,29 +4,43 @@
 //! sets them up when the first frame wants one, and says when the published view has changed. A peer is whoever shows
 //! a certificate that the network signed; the map is only a hint of whom to dial.
 
+mod idle;
+mod roaming;
+mod traversal;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::asking::{Answer as Told, AnswerBudget, Asking};
 use super::backoff::Backoff;
 use super::cookie::{Admit, Gate};
 use super::crypto::Trust;
+use super::estimate::PathMeter;
 use super::guard::{PeerCredentials, Rights};
 use super::link::{Incoming, Link, Node};
 use super::map::{MapEvent, MemberMap};
+use super::mtu::{self, PathMtus};
+use super::multipath::{Mode, Plan};
 use super::path::{PathEvent, Paths, Probe, State};
 use super::session::{Epoch, Meter, Owner, Session};
+use super::tried::Tried;
 use crate::counters::DropReason;
-use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex};
+use crate::ids::{Endpoint, PeerIdx, PublicKey, Route, SessionIndex, UplinkId};
 use crate::wire::cert::{CERT_LEN, Certificate};
 use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control, MapEntry};
 use crate::wire::handshake::{CookieReply, HandshakeView, Hint, HintReason};
-use crate::wire::header::{Kind, SealedHeader};
+use crate::wire::header::{Kind, OVERHEAD, SealedHeader};
+use crate::wire::nat::{NatKind, NatMessage};
+use traversal::{PeerWay, Traversal};
+
+mod words;
 
 /// Waits between questions to the server about one peer.
 const LOOKUP_RETRY: &[Duration] = &[
@@ -63,6 +77,11 @@ pub enum Output {
         route: Route,
         datagram: Vec<u8>,
     },
+    /// As `Send`, but IP must not cut it on the way.
+    SendUnfragmented {
+        route: Route,
+        datagram: Vec<u8>,
+    },
     /// For the server, if it is there.
     ToServer(Control),
     /// The set of peers, their sessions or routes changed; publish again.
@@ -75,6 +94,23 @@ pub enum Output {
     MapAt(u64),
     /// Write down what [`Peers::save`] gives.
     Save,
+    /// Open a socket for each datagram, send it from there, and listen: who answers through one of them has found a
+    /// hole in our NAT.
+    OpenSockets {
+        peer: PeerIdx,
+        to: SocketAddr,
+        datagrams: Vec<Vec<u8>>,
+    },
+    /// A question of [`Peers::ask`] has ended so.
+    Answered {
+        id: u64,
+        answer: Told,
+    },
+    /// A peer wants our account of the pair: [`Peers::tell_account`] gives it.
+    Asked {
+        peer: PeerIdx,
+        nonce: u64,
+    },
     Event(Event),
 }
 
@@ -130,9 +166,43 @@ pub struct PeerDescription {
     pub state: PeerState,
     pub route: Option<Route>,
     pub srtt: Option<Duration>,
+    /// How much round trips vary on the route.
+    pub jitter: Option<Duration>,
+    /// The share of our datagrams that the route loses, 0 to 1.
+    pub loss: Option<f64>,
     pub proven: Option<Instant>,
+    /// What the route carries, once that is known.
+    pub mtu: Option<mtu::Known>,
     pub session: Option<Arc<Session>>,
     pub meter: Arc<Meter>,
+    /// The NAT in front of it, as it says.
+    pub nat: NatKind,
+    pub mode: Mode,
+    /// Where several paths are used.
+    pub plan: Option<Plan>,
+    /// Every way there is or might be.
+    pub paths: Vec<PathDescription>,
+}
+
+/// A way to a peer as others may see it.
+#[derive(Debug, Clone)]
+pub struct PathDescription {
+    pub route: Route,
+    pub state: State,
+    /// Frames go by it at this moment, all or some.
+    pub carries: bool,
+    pub srtt: Option<Duration>,
+    pub jitter: Option<Duration>,
+    pub loss: Option<f64>,
+    pub proven: Option<Instant>,
+    pub meter: Arc<PathMeter>,
+}
+
+/// A socket of ours that paths are to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalUplink {
+    pub id: UplinkId,
+    pub is_ipv4: bool,
 }
 
 /// An answer, and every way it went: copies of one initiation come by several, and perhaps only one leads back.
@@ -147,6 +217,8 @@ struct Peer {
     key: PublicKey,
     link: Link,
     paths: Paths,
+    /// As last published.
+    plan: Option<Plan>,
     channel: Option<crate::ids::ChannelToken>,
     lookup: Option<(Instant, Backoff)>,
     candidates: Vec<Candidate>,
@@ -157,6 +229,13 @@ struct Peer {
     said_candidates: u32,
     /// Sightings that may be taken up, and since when that is counted.
     sightings: (u32, Instant),
+    way: PeerWay,
+    /// For people who ask.
+    tried: Tried,
+    answers: AnswerBudget,
+    /// The moves it told us of.
+    moved: roaming::Told,
+    idle: idle::Idle,
 }
 
 impl Peer {
@@ -189,11 +268,20 @@ pub struct Peers {
     /// The network's own prefixes: addresses in them are never paths.
     overlay: Vec<IpNet>,
     candidates: (u32, Vec<Candidate>),
+    /// Sockets for direct paths; empty for the one of the address's family.
+    uplinks: Vec<LocalUplink>,
+    /// How several paths are used, by everybody and by those for whom it was said.
+    mode: Mode,
+    modes: BTreeMap<PublicKey, Mode>,
     direct: bool,
+    own_move: roaming::Move,
+    asking: Asking,
     save_at: Option<Instant>,
     mark_at: Instant,
     timers: BTreeSet<(Instant, PeerIdx)>,
     timer_of: BTreeMap<PeerIdx, Instant>,
+    mtus: PathMtus,
+    traversal: Traversal,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -224,11 +312,18 @@ impl Peers {
             server: None,
             overlay: Vec::new(),
             candidates: (0, Vec::new()),
+            uplinks: Vec::new(),
+            mode: Mode::default(),
+            modes: BTreeMap::new(),
             direct,
+            own_move: roaming::Move::default(),
+            asking: Asking::default(),
             save_at: None,
             mark_at: now,
             timers: BTreeSet::new(),
             timer_of: BTreeMap::new(),
+            traversal: Traversal::new(now),
+            mtus: PathMtus::default(),
             rng,
             outputs: VecDeque::new(),
         };
@@ -282,7 +377,8 @@ impl Peers {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let first = self.timers.first().map(|(at, _)| *at);
-        [first, self.save_at, Some(self.mark_at)].into_iter().flatten().min()
+        let (own, asking) = (self.own_move.poll_timeout(), self.asking.poll_timeout());
+        [first, self.save_at, Some(self.mark_at), own, asking].into_iter().flatten().min()
     }
 
     /// The version of the map.
@@ -312,6 +408,10 @@ impl Peers {
         if self.candidates.1 == list {
             return;
         }
+        let own = |list: &[Candidate]| -> Vec<Candidate> {
+            list.iter().filter(|c| matches!(c.kind, CandidateKind::Host | CandidateKind::Mapped)).copied().collect()
+        };
+        let moved = own(&list) != own(&self.candidates.1);
         self.candidates = (self.candidates.0 + 1, list);
         let idxs: Vec<_> = self.peers.keys().copied().collect();
         for idx in idxs {
@@ -319,8 +419,57 @@ impl Peers {
             if let Some(peer) = self.peers.get_mut(&idx)
                 && peer.link.session().is_some()
             {
-                peer.paths.begin_rounds(now);
+                // Where only the outside is another one, a path that works goes on working.
+                if moved {
+                    peer.paths.begin_rounds(now);
+                }
                 self.reschedule(idx);
+                self.begin_punch(idx, now);
+            }
+        }
+    }
+
+    /// How several paths are used, to peers for whom nothing else was [said](Self::set_mode).
+    pub fn set_default_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        idxs.into_iter().for_each(|idx| self.apply_mode(idx));
+    }
+
+    /// How several paths to one peer are used.
+    pub fn set_mode(&mut self, key: PublicKey, mode: Mode) {
+        self.modes.insert(key, mode);
+        if let Some(idx) = self.idx_of.get(&key).copied() {
+            self.apply_mode(idx);
+        }
+    }
+
+    fn apply_mode(&mut self, idx: PeerIdx) {
+        if let Some(peer) = self.peers.get_mut(&idx) {
+            peer.paths.set_mode(self.modes.get(&peer.key).copied().unwrap_or(self.mode));
+            self.replan(idx);
+        }
+    }
+
+    /// The sockets that direct paths are to use, all of them; none for the usual one of each family. What went by a
+    /// socket that is gone goes another way at once.
+    pub fn set_uplinks(&mut self, uplinks: Vec<LocalUplink>, now: Instant) {
+        if self.uplinks == uplinks {
+            return;
+        }
+        let gone: Vec<_> = self.uplinks.iter().filter(|old| !uplinks.contains(old)).map(|old| old.id).collect();
+        self.uplinks = uplinks;
+        let ids: Vec<_> = self.uplinks.iter().map(|uplink| uplink.id).collect();
+        let idxs: Vec<_> = self.peers.keys().copied().collect();
+        for idx in idxs {
+            let Some(peer) = self.peers.get_mut(&idx) else { continue };
+            let before = peer.paths.active();
+            gone.iter().for_each(|id| peer.paths.drop_uplink(*id, now));
+            peer.paths.set_uplinks(ids.clone(), now);
+            let has_session = peer.link.session().is_some();
+            self.paths_changed(idx, before, None, now);
+            if has_session {
+                self.take_candidates(idx, now);
             }
         }
     }
@@ -341,7 +490,7 @@ impl Peers {
                 peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
                 self.reschedule(idx);
             } else {
-                peer.paths.drop_relays();
+                peer.paths.drop_relays(now);
             }
         }
     }
@@ -382,6 +531,7 @@ impl Peers {
             Control::Probe { .. }
             | Control::ProbeReply { .. }
             | Control::Candidates { .. }
+            | Control::PathReport { .. }
             | Control::Cert(_)
             | Control::Goodbye { .. }
             | Control::Broken { .. }
@@ -393,7 +543,15 @@ impl Peers {
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
             | Control::Observed { .. }
-            | Control::Stats { .. } => {}
+            | Control::Nat(_)
+            | Control::Moved { .. }
+            | Control::RouteOffer { .. }
+            | Control::RouteTable { .. }
+            | Control::Stats { .. }
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::WhyAsk { .. }
+            | Control::WhySay { .. } => {}
         }
     }
 
@@ -437,18 +595,24 @@ impl Peers {
         peer.lookup = None;
         if peer.channel != Some(token) {
             peer.channel = Some(token);
-            peer.paths.drop_relays();
+            peer.paths.drop_relays(now);
         }
         if let Some(route) = server.map(|server| Route::relayed(server, token))
             && peer.paths.get(&route).is_none()
         {
             peer.paths.prove(route, now);
         }
+        let seen = candidates.iter().filter(|candidate| candidate.kind == CandidateKind::Observed);
+        peer.way.server_saw = seen.map(|candidate| candidate.addr).collect();
+        let is_new = candidates.iter().any(|candidate| !peer.candidates.contains(candidate));
         peer.candidates = candidates;
         self.outputs.push_back(Output::Changed);
         let has_session = peer.link.session().is_some();
         if has_session {
             self.take_candidates(idx, now);
+            if is_new {
+                self.begin_punch(idx, now);
+            }
         } else if self.peers[&idx].link.is_initiating() && !introduced {
             // The first initiation could not go by the relay; now it can.
             if let Some(peer) = self.peers.get_mut(&idx) {
@@ -462,13 +626,18 @@ impl Peers {
     fn take_candidates(&mut self, idx: PeerIdx, now: Instant) {
         let overlay = self.overlay.clone();
         let direct = self.direct;
+        let uplinks = self.uplinks.clone();
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if !direct {
             return;
         }
-        for candidate in peer.candidates.iter().take(CANDIDATES_MAX) {
+        // What the server sees of it is probed by both sides at once, see `begin_punch`.
+        let own = |candidate: &&Candidate| matches!(candidate.kind, CandidateKind::Host | CandidateKind::Mapped);
+        for candidate in peer.candidates.iter().filter(own).take(CANDIDATES_MAX) {
             if is_dialable(candidate.addr, &overlay) {
-                peer.paths.add(Route::direct(Endpoint::udp(candidate.addr)), now);
+                for endpoint in endpoints_to(candidate.addr, &uplinks) {
+                    peer.paths.add(Route::direct(endpoint), now);
+                }
             }
         }
         peer.probing = true;
@@ -484,6 +653,7 @@ impl Peers {
         if peer.link.session().is_some() && (known || (new && peer.may_take_up(now))) {
             peer.paths.add_seen(via, now);
             peer.probing = true;
+            self.note_sighting(via.endpoint.addr, now);
             self.reschedule(idx);
         }
     }
@@ -656,12 +826,16 @@ impl Peers {
         let Owner::Peer(idx) = session.owner else { return Err(DropReason::UnknownPeer) };
         let messages = Control::decode_list(plain)?;
         session.meter.heard(self.epoch.ms(now));
+        if let Some(peer) = self.peers.get(&idx) {
+            peer.paths.heard(&via, (plain.len() + OVERHEAD) as u64, now);
+        }
         session.confirm();
         self.confirmed(session, via, now);
         let valid = |peer: &Peer| peer.paths.get(&via).is_some_and(|path| path.state == State::Valid);
         if self.peers.get(&idx).is_some_and(|peer| !valid(peer)) {
             self.seen_from(idx, via, now);
         }
+        self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.tried.arrived(&via));
         for message in messages {
             self.handle_message(idx, session, via, message, now);
         }
@@ -671,26 +845,41 @@ impl Peers {
     fn handle_message(&mut self, idx: PeerIdx, session: &Arc<Session>, via: Route, message: Control, now: Instant) {
         match message {
             Control::Probe { sequence, challenge, sent_us, path, .. } => {
+                let Some(peer) = self.peers.get_mut(&idx) else { return };
+                peer.paths.probed(&via, now);
                 let reply = Control::ProbeReply { sequence, challenge, sent_us, path, observed: via.endpoint.addr };
-                if let Ok(datagram) = session.seal_control(&reply.to_bytes()) {
+                let mut list = reply.to_bytes();
+                if let Some(path) = peer.paths.get(&via) {
+                    let (datagrams, bytes) = (path.meter.rx_datagrams.load(Relaxed), path.meter.rx_bytes.load(Relaxed));
+                    Control::PathReport { sequence, datagrams, bytes }.encode(&mut list);
+                }
+                if let Ok(datagram) = session.seal_control(&list) {
+                    peer.paths.said(&via, datagram.len() as u64);
                     self.send(via, datagram);
                 }
+                self.reschedule(idx);
             }
             Control::ProbeReply { sequence, challenge, .. } => {
                 let Some(peer) = self.peers.get_mut(&idx) else { return };
                 let before = peer.paths.active();
+                peer.tried.answered(&via);
                 let event = peer.paths.handle_reply(&via, (sequence, challenge), now);
                 self.paths_changed(idx, before, event, now);
+                if self.mtus.handle_reply(idx, (sequence, challenge), now) {
+                    self.outputs.push_back(Output::Changed);
+                }
+                self.reschedule(idx);
+            }
+            Control::PathReport { sequence, datagrams, bytes } => {
+                if let Some(peer) = self.peers.get_mut(&idx) {
+                    peer.paths.handle_report(&via, sequence, (datagrams, bytes), now);
+                    self.replan(idx);
+                }
             }
             Control::Candidates { list, .. } => {
-                let Some(peer) = self.peers.get_mut(&idx) else { return };
-                // What the server observed stays; the peer knows its own interfaces best.
-                let observed: Vec<_> =
-                    peer.candidates.iter().copied().filter(|c| c.kind == CandidateKind::Observed).take(2).collect();
-                let list = list.into_iter().filter(|said| !observed.iter().any(|seen| seen.addr == said.addr));
-                peer.candidates = list.chain(observed.iter().copied()).take(CANDIDATES_MAX).collect();
-                self.take_candidates(idx, now);
+                self.hear_candidates(idx, list, now);
             }
+            Control::Nat(message) => self.handle_nat(idx, message, now),
             Control::Revoke(object) => self.handle_revocation(&object, Some(idx), now),
             Control::Cert(certificate) => {
                 if let Ok(parsed) = self.trust.check(&certificate)
@@ -706,6 +895,10 @@ impl Peers {
                 self.event(Event::Left { peer });
             }
             Control::Broken { .. } => session.meter.whole.hold(self.epoch.ms(now)),
+            Control::Moved { number } => self.handle_moved(idx, number, via, now),
+            Control::Ping { .. } | Control::Pong { .. } | Control::WhyAsk { .. } | Control::WhySay { .. } => {
+                self.handle_words(idx, session, via, message, now);
+            }
             // What only the server says, or hears.
             Control::LeaseRequest { .. }
             | Control::LeaseGrant { .. }
@@ -717,7 +910,24 @@ impl Peers {
             | Control::PeerDelta { .. }
             | Control::MapHave { .. }
             | Control::Observed { .. }
+            | Control::RouteOffer { .. }
+            | Control::RouteTable { .. }
             | Control::Stats { .. } => {}
+        }
+    }
+
+    fn hear_candidates(&mut self, idx: PeerIdx, list: Vec<Candidate>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        // What the server observed stays; the peer knows its own interfaces best.
+        let seen: Vec<_> = peer.way.server_saw.iter().copied().take(2).collect();
+        let list = list.into_iter().filter(|said| !seen.contains(&said.addr));
+        let seen = seen.iter().map(|addr| Candidate { kind: CandidateKind::Observed, addr: *addr });
+        let candidates: Vec<_> = list.chain(seen).take(CANDIDATES_MAX).collect();
+        let is_new = candidates.iter().any(|candidate| !peer.candidates.contains(candidate));
+        peer.candidates = candidates;
+        if is_new {
+            self.take_candidates(idx, now);
+            self.begin_punch(idx, now);
         }
     }
 
@@ -768,11 +978,13 @@ impl Peers {
     fn session_up(&mut self, idx: PeerIdx, via: Route, now: Instant) {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         peer.answer = None;
+        let is_first = !peer.probing;
+        peer.way.connected();
         let before = peer.paths.active();
         // The channel it came by is newer than the one we know, if that is another: the server may have restarted.
         if Some(via.endpoint) == self.server && via.relay.is_some() && via.relay != peer.channel {
             peer.channel = via.relay;
-            peer.paths.drop_relays();
+            peer.paths.drop_relays(now);
         }
         // Who was called directly has no channel yet, and needs one when the direct path goes dark.
         let wanted = peer.lookup.take().unwrap_or_else(|| (now, Backoff::new(LOOKUP_RETRY)));
@@ -788,12 +1000,16 @@ impl Peers {
         let (peer, route) = (self.name(idx), via);
         self.event(Event::Session { peer, route });
         self.take_candidates(idx, now);
+        if is_first {
+            self.begin_punch(idx, now);
+        }
         self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.said_candidates = u32::MAX);
         self.say_candidates(idx);
         let objects: Vec<Vec<u8>> = self.trust.revocations().map(<[u8]>::to_vec).collect();
         objects.into_iter().for_each(|object| self.say(idx, &Control::Revoke(object)));
         self.outputs.push_back(Output::Changed);
         self.outputs.push_back(Output::Ready(idx));
+        self.send_questions(idx, now);
         self.reschedule(idx);
     }
 
@@ -801,21 +1017,34 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let after = peer.paths.active();
         let key = peer.key;
+        self.mtus.follow(idx, after, now);
         if let Some(PathEvent::Validated(route)) = event
             && route.is_direct()
         {
             peer.sightings = (SIGHTINGS_MAX, now);
             self.map.reached(&key, route.endpoint.addr);
             self.save_at.get_or_insert(now + SAVE_INTERVAL);
+            self.note_proof(idx, route);
         }
-        if let Some(PathEvent::Lost(route)) = event {
-            // Perhaps the channel is gone at the server; asking gives the one that holds.
-            if !route.is_direct() && peer.lookup.is_none() {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        if let Some(PathEvent::Suspected(route)) = event {
+            if route.is_direct() {
+                self.path_was_lost(idx, route, now);
+            } else if peer.lookup.is_none() {
+                // Perhaps the channel is gone at the server; asking gives the one that holds.
                 peer.lookup = Some((now, Backoff::new(LOOKUP_RETRY)));
             }
+        }
+        if let Some(PathEvent::Lost(route)) = event {
             let peer = self.name(idx);
             self.event(Event::PathLost { peer, route });
+            self.begin_punch(idx, now);
         }
+        if event.is_some() {
+            // The data path knows paths by whether they are proven.
+            self.outputs.push_back(Output::Changed);
+        }
+        self.replan(idx);
         if before != after {
             let peer = self.name(idx);
             self.event(Event::PathChanged { peer, to: after });
@@ -823,6 +1052,19 @@ impl Peers {
             self.outputs.push_back(Output::Ready(idx));
         }
         self.reschedule(idx);
+    }
+
+    /// Publishes how several paths to a peer are used, if that has changed.
+    fn replan(&mut self, idx: PeerIdx) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let plan = peer.paths.plan();
+        if plan.is_some() || peer.paths.has_several() {
+            peer.link.sessions().for_each(|session| session.widen());
+        }
+        if plan != peer.plan {
+            peer.plan = plan;
+            self.outputs.push_back(Output::Changed);
+        }
     }
 
     /// Lets time pass.
@@ -833,6 +1075,8 @@ impl Peers {
             self.run_peer(idx, now);
             self.reschedule(idx);
         }
+        self.run_move(now);
+        self.run_questions(now);
         if now >= self.mark_at {
             self.mark_at = now + Duration::from_secs(1);
             self.mark(now);
@@ -854,8 +1098,10 @@ impl Peers {
             let used = peer.link.meter().used_ms().map(|ms| epoch.at(ms));
             if peer.probing && used.is_some_and(|used| now.saturating_duration_since(used) < BUSY) {
                 peer.paths.wake(now);
+                self.mtus.wake(idx, now);
                 self.reschedule(idx);
             }
+            self.keep_idle(idx, now);
         }
     }
 
@@ -872,6 +1118,7 @@ impl Peers {
             peer.lookup = None;
             let peer = self.name(idx);
             self.event(Event::Unreachable { peer });
+            self.end_questions(idx, &Told::NoSession);
             self.outputs.push_back(Output::Unreachable(idx));
             return;
         }
@@ -879,12 +1126,13 @@ impl Peers {
             self.dial(idx, index, now);
         }
         self.run_lookup(idx, now);
+        self.run_punch(idx, now);
         self.run_probes(idx, used, now);
     }
 
     /// Sends an initiation by every way that might lead to the peer: the relay, where it was last, what it says.
     fn dial(&mut self, idx: PeerIdx, index: SessionIndex, now: Instant) {
-        let last_direct = self.peers.get(&idx).and_then(|peer| self.map.get(&peer.key)).and_then(|m| m.last_direct);
+        let list = if self.direct { self.dial_list(idx) } else { Vec::new() };
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let Ok(datagram) = peer.link.initiate(&mut self.node, index, now, &mut self.rng) else {
             peer.link.close();
@@ -895,16 +1143,21 @@ impl Peers {
         if let (Some(server), Some(token)) = (self.server, peer.channel) {
             routes.push(Route::relayed(server, token));
         }
-        if self.direct {
-            let said = peer.candidates.iter().map(|candidate| candidate.addr);
-            let dialable = last_direct.into_iter().chain(said).filter(|addr| is_dialable(*addr, &self.overlay));
-            routes.extend(dialable.take(DIAL_MAX).map(|addr| Route::direct(Endpoint::udp(addr))));
-        }
         let mut sent = BTreeSet::new();
         for route in routes {
             if sent.insert(route) {
-                self.outputs.push_back(Output::Send { route, datagram: datagram.clone() });
+                self.send(route, datagram.clone());
             }
+        }
+        let ways: Vec<_> =
+            list.into_iter().flat_map(|addr| endpoints_to(addr, &self.uplinks)).map(Route::direct).collect();
+        for route in ways {
+            if sent.insert(route) {
+                self.send_unproven(route, datagram.clone(), now);
+            }
+        }
+        if let Some(peer) = self.peers.get_mut(&idx) {
+            sent.iter().for_each(|route| peer.tried.sent(route));
         }
         self.index_of.insert(index, idx);
     }
@@ -922,6 +1175,9 @@ impl Peers {
         let wait = backoff.next(&mut self.rng);
         peer.lookup = Some((now + wait, backoff));
         self.outputs.push_back(Output::ToServer(Control::PeerLookup { key: peer.key }));
+        if peer.link.session().is_none() {
+            self.ask_go_betweens(idx);
+        }
     }
 
     fn run_probes(&mut self, idx: PeerIdx, used: Option<Instant>, now: Instant) {
@@ -940,11 +1196,33 @@ impl Peers {
         for Probe { route, sequence, challenge, path } in probes {
             let probe = Control::Probe { sequence, challenge, sent_us: 0, path, padding: 0 };
             if let Ok(datagram) = session.seal_control(&probe.to_bytes()) {
-                self.send(route, datagram);
+                self.send_probe(idx, route, datagram, now);
+                self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.tried.sent(&route));
             }
         }
+        let after = self.peers.get(&idx).and_then(|peer| peer.paths.active());
         for event in events {
-            self.paths_changed(idx, before, Some(event), now);
+            self.paths_changed(idx, after, Some(event), now);
+        }
+        self.paths_changed(idx, before, None, now);
+        self.run_sizes(idx, &session, busy, now);
+    }
+
+    /// Asks which sizes of packets pass.
+    fn run_sizes(&mut self, idx: PeerIdx, session: &Session, busy: bool, now: Instant) {
+        let Some(peer) = self.peers.get(&idx) else { return };
+        self.mtus.follow(idx, peer.paths.active(), now);
+        let rtt = |route: &Route| peer.paths.get(route).and_then(|path| path.srtt());
+        let (trials, changed) = self.mtus.handle_timeout(idx, busy, rtt, now, &mut self.rng);
+        for trial in trials {
+            let mtu::Trial { route, sequence, challenge, .. } = trial;
+            let probe = Control::Probe { sequence, challenge, sent_us: 0, path: u8::MAX, padding: trial.padding() };
+            if let Ok(datagram) = session.seal_unpadded(&probe.to_bytes()) {
+                self.outputs.push_back(Output::SendUnfragmented { route, datagram });
+            }
+        }
+        if changed {
+            self.outputs.push_back(Output::Changed);
         }
     }
 
@@ -957,6 +1235,20 @@ impl Peers {
                 let session = peer.link.session().cloned();
                 let route = session.as_ref().and(peer.paths.active());
                 let path = route.and_then(|route| peer.paths.get(&route));
+                let carries = |path: &Route| match &peer.plan {
+                    Some(plan) => plan.ways.iter().any(|way| way.route == *path),
+                    None => route == Some(*path),
+                };
+                let paths = peer.paths.iter().map(|path| PathDescription {
+                    route: path.route,
+                    state: path.state,
+                    carries: carries(&path.route),
+                    srtt: path.srtt(),
+                    jitter: path.estimate.jitter(),
+                    loss: path.estimate.loss(),
+                    proven: path.proven,
+                    meter: path.meter.clone(),
+                });
                 let state = match route {
                     Some(route) if route.is_direct() => PeerState::Direct,
                     Some(_) => PeerState::Relay,
@@ -972,10 +1264,17 @@ impl Peers {
                     online: member.online,
                     state,
                     route,
-                    srtt: path.and_then(|path| path.srtt),
+                    srtt: path.and_then(|path| path.srtt()),
+                    jitter: path.and_then(|path| path.estimate.jitter()),
+                    loss: path.and_then(|path| path.estimate.loss()),
                     proven: path.and_then(|path| path.proven),
+                    mtu: route.and_then(|route| self.mtus.known(peer.idx, &route)),
                     session,
                     meter: peer.link.meter().clone(),
+                    mode: peer.paths.mode(),
+                    plan: route.and_then(|_| peer.plan.clone()),
+                    paths: paths.collect(),
+                    nat: peer.way.nat,
                 })
             })
             .collect()
@@ -1008,11 +1307,15 @@ impl Peers {
     }
 
     fn make_peer(&self, key: PublicKey, idx: PeerIdx, meter: Arc<Meter>, now: Instant) -> Peer {
+        let mode = self.modes.get(&key).copied().unwrap_or(self.mode);
+        let mut paths = Paths::new(self.epoch, mode);
+        paths.set_uplinks(self.uplinks.iter().map(|uplink| uplink.id).collect(), now);
         Peer {
             idx,
             key,
             link: Link::new(Owner::Peer(idx), key, &self.node, meter, false),
-            paths: Paths::default(),
+            paths,
+            plan: None,
             channel: None,
             lookup: None,
             candidates: Vec::new(),
@@ -1021,6 +1324,11 @@ impl Peers {
             probing: false,
             said_candidates: 0,
             sightings: (SIGHTINGS_MAX, now),
+            way: PeerWay::new(super::neighbours::node_hash(self.node.network.tag(), &key.node_id())),
+            tried: Tried::default(),
+            answers: AnswerBudget::new(now),
+            moved: roaming::Told::new(now),
+            idle: idle::Idle::default(),
         }
     }
 
@@ -1028,8 +1336,11 @@ impl Peers {
         if let Some(peer) = self.peers.get_mut(&idx) {
             peer.link.close();
             peer.paths.clear();
+            peer.plan = None;
             (peer.channel, peer.lookup, peer.probing) = (None, None, false);
+            self.mtus.forget(idx);
             self.outputs.push_back(Output::Changed);
+            self.end_questions(idx, &Told::Silence);
         }
         self.reschedule(idx);
     }
@@ -1037,7 +1348,9 @@ impl Peers {
     fn forget(&mut self, idx: PeerIdx) {
         if let Some(mut peer) = self.peers.remove(&idx) {
             peer.link.close();
+            self.mtus.forget(idx);
             self.idx_of.remove(&peer.key);
+            self.end_questions(idx, &Told::NotAMember);
             self.index_of.retain(|_, owner| *owner != idx);
             if let Some(at) = self.timer_of.remove(&idx) {
                 self.timers.remove(&(at, idx));
@@ -1048,8 +1361,10 @@ impl Peers {
 
     fn reschedule(&mut self, idx: PeerIdx) {
         let next = self.peers.get(&idx).and_then(|peer| {
-            let probes = peer.paths.poll_timeout().filter(|_| peer.probing && peer.link.session().is_some());
-            [peer.link.poll_timeout(), peer.lookup.as_ref().map(|(at, _)| *at), probes].into_iter().flatten().min()
+            let probes = [peer.paths.poll_timeout(), self.mtus.poll_timeout(idx)].into_iter().flatten().min();
+            let probes = probes.filter(|_| peer.probing && peer.link.session().is_some());
+            let way = peer.link.session().and_then(|_| peer.way.poll_timeout());
+            [peer.link.poll_timeout(), peer.lookup.as_ref().map(|(at, _)| *at), probes, way].into_iter().flatten().min()
         });
         if let Some(at) = self.timer_of.remove(&idx) {
             self.timers.remove(&(at, idx));
@@ -1082,6 +1397,8 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if peer.said_candidates != generation && self.direct {
             peer.said_candidates = generation;
+            let nat = Control::Nat(NatMessage::NatIs(self.own_nat()));
+            self.say(idx, &nat);
             self.say(idx, &Control::Candidates { generation, list });
         }
     }
@@ -1090,6 +1407,7 @@ impl Peers {
         let Some(peer) = self.peers.get(&idx) else { return };
         let (Some(session), Some(route)) = (peer.link.session(), peer.paths.active()) else { return };
         if let Ok(datagram) = session.seal_control(&message.to_bytes()) {
+            peer.paths.said(&route, datagram.len() as u64);
             self.send(route, datagram);
         }
     }
@@ -1107,6 +1425,14 @@ impl Peers {
     fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
     }
+}
+
+/// Our sockets to reach an address by: those of its family that paths are to use, or the usual one.
+fn endpoints_to(addr: SocketAddr, uplinks: &[LocalUplink]) -> Vec<Endpoint> {
+    let usual = Endpoint::udp(addr);
+    let wanted = uplinks.iter().filter(|uplink| uplink.is_ipv4 == usual.addr.is_ipv4());
+    let wanted: Vec<_> = wanted.map(|uplink| Endpoint { uplink: uplink.id, ..usual }).collect();
+    if wanted.is_empty() { vec![usual] } else { wanted }
 }
 
 /// The facts that frames of a member are checked against.

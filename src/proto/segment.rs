@@ -95,6 +95,16 @@ impl<'a> Segmenter<'a> {
         })
     }
 
+    /// The same super-frame in shorter segments, so that no frame has more than `frame_max` octets. `None` where only
+    /// the sender may say what is in a segment: of UDP each is a datagram.
+    #[inline]
+    pub fn fitting(&self, frame_max: usize) -> Option<Self> {
+        let room = frame_max.checked_sub(self.layout.payload_at).filter(|room| *room >= SEGMENT_MIN)?;
+        let gso_size = self.gso_size.min(room);
+        let count = (self.frame.len() - self.layout.payload_at).div_ceil(gso_size).max(1);
+        (self.layout.transport == Transport::Tcp).then(|| Self { gso_size, count, ..self.clone() })
+    }
+
     /// How many segments there are; at least 1, and as many as 65,515 if the kernel should ask for one octet in each.
     #[inline]
     pub fn count(&self) -> usize {
@@ -484,6 +494,9 @@ pub(super) const TCP_FIN: u16 = 0x0001;
 pub(super) const TCP_PSH: u16 = 0x0008;
 pub(super) const TCP_CWR: u16 = 0x0080;
 
+/// Octets of payload below which a super-frame is not cut into shorter segments.
+const SEGMENT_MIN: usize = 64;
+
 /// As long a chain as `Ipv6View` walks.
 const EXTENSION_HEADERS_MAX: usize = 8;
 const HOP_BY_HOP: u8 = 0;
@@ -500,6 +513,37 @@ pub(crate) mod tests {
 
     const ACK: u16 = 0x10;
     const CWR_ACK_PSH_FIN: u16 = TCP_CWR | ACK | TCP_PSH | TCP_FIN;
+
+    #[test]
+    fn a_super_frame_of_tcp_is_cut_shorter_where_the_path_takes_less_and_one_of_udp_is_not() {
+        let mut super_frame = hex("02000000000b 02000000000a 0800
+            4500021c 00074000 4006 0000 0a000001 0a000002
+            0001 0002 00000064 00000003 5018 1000 0000 0000");
+        super_frame.extend((0..500).map(|at| at as u8));
+        let header = VnetHeader { gso: Gso::Tcp4, gso_size: 400, ..needs_csum(34, 16) };
+        let segmenter = Segmenter::new(&header, &super_frame).expect("a super-frame");
+        assert_eq!((segmenter.count(), segmenter.segment_len(0)), (2, 454));
+        let fitting = segmenter.fitting(254).expect("TCP");
+        assert_eq!((fitting.count(), fitting.segment_len(0), fitting.segment_len(2)), (3, 254, 154));
+        let mut payload = Vec::new();
+        for (number, sequence) in [100, 300, 500].into_iter().enumerate() {
+            let mut out = vec![0; fitting.segment_len(number)];
+            fitting.write(number, Checksums::Complete, &mut out);
+            assert!(Layout::parse_exact(&out).expect("TCP").is_checksum_right(&out));
+            assert_eq!(u32_at(&out, 38), sequence);
+            payload.extend_from_slice(&out[54..]);
+        }
+        assert_eq!(payload, super_frame[54..]);
+        assert_eq!(segmenter.fitting(1000).expect("TCP").count(), 2, "never longer than they were");
+        assert!(segmenter.fitting(54 + SEGMENT_MIN - 1).is_none());
+
+        let mut datagrams = hex("02000000000b 02000000000a 0800
+            45000210 00074000 4011 0000 0a000001 0a000002 0001 0002 01fc 0000");
+        datagrams.resize(14 + 0x210, 1);
+        let header = VnetHeader { gso: Gso::Udp, gso_size: 400, ..needs_csum(34, 6) };
+        let segmenter = Segmenter::new(&header, &datagrams).expect("a super-frame");
+        assert!(segmenter.fitting(254).is_none());
+    }
 
     #[test]
     fn a_tcp_super_frame_by_hand_becomes_two_segments() {

@@ -16,25 +16,40 @@ use zeroize::Zeroizing;
 use super::backoff::Backoff;
 use super::cookie::Macs;
 use super::crypto::{Secret32, TransportKeys, enrol_mac1_key, mac16, same_mac, transport_keys};
+use super::fallback::Fallback;
 use super::link::{Incoming, Link, Node};
+use super::nat::{NatReport, Observer};
 use super::noise::{NoiseError, XxInitiator};
 use super::session::{Meter, Owner, Session, SessionParts};
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, NetworkId, PublicKey, SessionIndex};
 use crate::wire::cert::CERT_LEN;
-use crate::wire::control::{Candidate, Control, RefusalCode};
+use crate::wire::control::{Candidate, CandidateKind, Control, RefusalCode};
 use crate::wire::handshake::{Capabilities, CookieReply, HandshakeHeader, HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
 use crate::wire::join::fingerprint;
+use crate::wire::nat::NatMessage;
 
-/// Keepalive to the server, give or take a tenth: below the 30 s after which many NATs forget.
-const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Keepalive to the server, give or take a tenth: below the 30 s after which many NATs forget. Where the server sees us
+/// at another address each time, one forgets sooner: then the next.
+const KEEPALIVE: [Duration; 4] =
+    [Duration::from_secs(20), Duration::from_secs(10), Duration::from_secs(7), Duration::from_secs(5)];
 /// A keepalive without an answer is sent again after this long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
-/// Keepalives in a row without an answer after which the server counts as away.
-const MISSED_MAX: u32 = 3;
+/// Keepalives in a row without an answer after which the server is suspected to be elsewhere: its names are looked up
+/// anew, and the next ones go to all its addresses.
+const MISSED_SUSPECT: u32 = 3;
+/// And after which it counts as away. Where every second answer is lost, that would be a false alarm now and then: there
+/// it takes more, up to [`MISSED_LOSSY`].
+const MISSED_MAX: u32 = 6;
+const MISSED_LOSSY: u32 = 12;
 /// Requests (for the lease) are repeated until they are answered.
 const REQUEST_RETRY: Duration = Duration::from_millis(500);
+/// After a change of the underlay keepalives go out in a row: the first may leave before there is a route, or be lost.
+const HURRIED: u32 = 3;
+const HURRIED_WAIT: Duration = Duration::from_millis(300);
+/// With the relay silent, the server is asked whether it is there if it was not heard for this long.
+const RELAY_DOUBTED: Duration = Duration::from_millis(500);
 /// Statistics for the server's map.
 const STATS_INTERVAL: Duration = Duration::from_secs(5);
 /// Refusals of an enrolment (which anybody could forge) before they are believed.
@@ -88,12 +103,23 @@ pub enum Output {
     },
     /// The server is there, at this endpoint.
     Attached(Endpoint),
+    /// It has not answered for a while: perhaps its names stand for other addresses by now.
+    Suspected,
     /// It does not answer.
     Detached,
-    /// For the peer table: `PeerDelta`, `PeerAnswer`, `Revoke`.
+    /// Have these TCP connections, and no others.
+    Connect(Vec<SocketAddr>),
+    /// For the peer table: `PeerDelta`, `PeerAnswer`, `Revoke`; for the routes: `RouteTable`.
     Passed(Control),
     /// How the server sees us.
     Observed(SocketAddr),
+    /// What the NAT in front of us does.
+    Nat(NatReport),
+    /// Send this from a new socket, and close that.
+    SendFresh {
+        to: Endpoint,
+        datagram: Vec<u8>,
+    },
     /// It cannot go on without the user.
     Refused(Refusal),
     /// The lease was given back.
@@ -162,12 +188,27 @@ pub struct ServerLink {
     request_at: Option<Instant>,
     keepalive_at: Option<Instant>,
     missed: u32,
+    /// Where the server last saw us, and which keepalive interval that has led to.
+    observed: (Option<SocketAddr>, usize),
+    /// The share of keepalives that get no answer while the server is there, 0 to 1, as of late.
+    loss: f64,
+    /// Keepalives that are sent soon after each other, because the first ones may find no way yet.
+    hurried: u32,
+    /// The underlay changed, and the server has not answered since.
+    moving: bool,
+    fallback: Fallback,
+    /// The connections last wished for, and when to look at that again.
+    connect: Vec<SocketAddr>,
+    connect_at: Option<Instant>,
     heard: Option<Instant>,
     stats_at: Instant,
     map_version: u64,
     ack: bool,
     candidates: (u32, Vec<Candidate>),
     stats: Option<Control>,
+    nat: Observer,
+    /// What we forward to and which table of routes we have; goes with every [`Control::MapHave`].
+    offer: Option<Control>,
     rng: StdRng,
     outputs: VecDeque<Output>,
 }
@@ -215,15 +256,88 @@ impl ServerLink {
             request_at: None,
             keepalive_at: None,
             missed: 0,
+            observed: (None, 0),
+            loss: 0.0,
+            hurried: 0,
+            moving: false,
+            fallback: Fallback::default(),
+            connect: Vec::new(),
+            connect_at: None,
             heard: None,
             stats_at: now + STATS_INTERVAL,
             map_version: 0,
             ack: false,
             candidates: (0, Vec::new()),
             stats: None,
+            nat: Observer::default(),
+            offer: None,
             rng: StdRng::from_seed(seed),
             outputs: VecDeque::new(),
         }
+    }
+
+    /// TCP may be used where UDP is silent.
+    pub fn allow_tcp(&mut self) {
+        self.fallback.allow();
+    }
+
+    /// Goes on over a TCP connection that a core before this one used.
+    pub fn resume_tcp(&mut self, addr: SocketAddr, now: Instant) {
+        self.endpoint = Some(Endpoint::tcp(addr));
+        self.fallback.resume(addr, now);
+        self.connect = vec![addr];
+        self.settle(now);
+    }
+
+    /// The TCP connections that are open, all of them.
+    pub fn set_connections(&mut self, open: Vec<SocketAddr>, now: Instant) {
+        let new = self.fallback.set_open(open);
+        if self.fallback.is_cut() {
+            self.detach(now);
+        } else if !new.is_empty() && !self.attached {
+            self.call_over_tcp(now);
+        } else if self.missed > 0 {
+            // The session is there: whether the server is, the first answer shows.
+            for addr in new {
+                self.say_have_to(Endpoint::tcp(addr));
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Shakes hands over what is open.
+    fn call_over_tcp(&mut self, now: Instant) {
+        if self.enrol_at.is_some() && !matches!(self.enrolment, Some(Enrolment::Sent { .. })) {
+            self.run_enrolment(now);
+        } else if let Some(link) = self.link.as_mut().filter(|link| link.is_initiating()) {
+            let index = SessionIndex::for_server(self.rng.next_u32());
+            if let Ok(datagram) = link.initiate(&mut self.node, index, now, &mut self.rng) {
+                self.send_over_tcp(&datagram);
+            }
+        }
+    }
+
+    /// Something was asked that only the server can answer, because the relay is silent: if it is the server that is,
+    /// that should show soon.
+    pub fn relay_is_silent(&mut self, now: Instant) {
+        let quiet = self.heard.is_none_or(|heard| now.saturating_duration_since(heard) > RELAY_DOUBTED);
+        if self.attached && quiet {
+            self.fallback.suspects();
+            if self.missed == 0 {
+                self.keepalive_at = Some(now);
+            }
+            self.settle(now);
+        }
+    }
+
+    /// Wishes for the connections there should be.
+    fn settle(&mut self, now: Instant) {
+        let wanted = self.fallback.wanted(&self.servers, now);
+        if wanted != self.connect {
+            self.connect.clone_from(&wanted);
+            self.outputs.push_back(Output::Connect(wanted));
+        }
+        self.connect_at = self.fallback.poll_timeout(self.servers.len(), now);
     }
 
     /// Where the server may be: every address of every name, all tried at once.
@@ -234,6 +348,7 @@ impl ServerLink {
                 self.kick(now);
             }
         }
+        self.settle(now);
     }
 
     /// Our own addresses, as candidates for peers.
@@ -255,18 +370,33 @@ impl ServerLink {
         self.stats = Some(stats);
     }
 
+    /// What is offered for routing, a [`Control::RouteOffer`]: said at once, and with every keepalive.
+    pub fn set_offer(&mut self, offer: Control) {
+        if self.offer.as_ref() != Some(&offer) {
+            self.offer = Some(offer);
+            self.ack = true;
+        }
+    }
+
     /// The newest certificate, for handshakes.
     pub fn set_certificate(&mut self, certificate: [u8; CERT_LEN]) {
         self.node.certificate = certificate;
     }
 
-    /// Something of the underlay changed: prove the server anew, at once.
+    /// Something of the underlay changed: prove the server anew, at once. Once it answers, peers are looked up anew,
+    /// too, and so they hear of where it sees us.
     pub fn uplinks_changed(&mut self, now: Instant) {
+        self.tell_nat_hosts(now);
+        self.moving = self.attached;
+        // Elsewhere there are other routers.
+        self.observed = (None, 0);
+        self.fallback.underlay_changed(now);
         if self.attached {
-            self.keepalive_at = Some(now);
+            (self.keepalive_at, self.hurried) = (Some(now), HURRIED);
         } else {
             self.kick(now);
         }
+        self.settle(now);
     }
 
     fn kick(&mut self, now: Instant) {
@@ -297,7 +427,7 @@ impl ServerLink {
 
     pub fn poll_output(&mut self) -> Option<Output> {
         if std::mem::take(&mut self.ack) && self.attached {
-            self.say(&Control::MapHave { version: self.map_version });
+            self.say_have();
         }
         self.outputs.pop_front()
     }
@@ -309,14 +439,14 @@ impl ServerLink {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let link = self.link.as_ref().and_then(Link::poll_timeout);
-        [link, self.enrol_at, self.request_at, self.keepalive_at, self.attached.then_some(self.stats_at)]
-            .into_iter()
-            .flatten()
-            .min()
+        let stats = self.attached.then_some(self.stats_at);
+        let own = [self.enrol_at, self.request_at, self.keepalive_at, stats, self.connect_at];
+        own.into_iter().chain([link, self.nat.poll_timeout()]).flatten().min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
         self.run_link(now);
+        self.run_nat(now);
         if self.enrol_at.is_some_and(|at| now >= at) {
             self.run_enrolment(now);
         }
@@ -336,6 +466,18 @@ impl ServerLink {
             if let Some(stats) = self.stats.take() {
                 self.say(&stats);
             }
+        }
+        if self.fallback.test_is_due(now, &mut self.rng) {
+            self.test_udp();
+        }
+        self.settle(now);
+    }
+
+    /// Speaks to the server by UDP while TCP is in use. It challenges the address that this comes from, and is spoken to
+    /// by UDP from there on if that is answered.
+    fn test_udp(&mut self) {
+        for to in self.round() {
+            self.say_have_to(to);
         }
     }
 
@@ -357,23 +499,83 @@ impl ServerLink {
         }
         if due.initiate {
             let index = SessionIndex::for_server(self.rng.next_u32());
-            if let Ok(datagram) = link.initiate(&mut self.node, index, now, &mut self.rng) {
-                self.send_everywhere(&datagram);
+            let first = link.initiate(&mut self.node, index, now, &mut self.rng);
+            // Of two copies the server would answer the first only, and that answer may be one that gets lost.
+            let index = SessionIndex::for_server(self.rng.next_u32());
+            let has_tcp = self.fallback.open().next().is_some();
+            let second = has_tcp.then(|| link.initiate(&mut self.node, index, now, &mut self.rng));
+            if let Ok(datagram) = first {
+                self.send_by_udp(&datagram, now);
+            }
+            if let Some(Ok(datagram)) = second {
+                self.send_over_tcp(&datagram);
             }
         }
     }
 
     fn run_keepalive(&mut self, now: Instant) {
-        if self.missed >= MISSED_MAX {
+        if self.missed >= self.missed_max() {
             self.detach(now);
             return;
         }
-        self.missed += 1;
-        self.keepalive_at = Some(now + ANSWER_WITHIN);
+        if self.hurried > 0 {
+            self.hurried -= 1;
+            self.keepalive_at = Some(now + HURRIED_WAIT);
+        } else {
+            self.missed += 1;
+            self.keepalive_at = Some(now + ANSWER_WITHIN);
+        }
+        self.fallback.asked(now);
         if let Some(link) = &self.link {
             link.mark(now);
         }
-        self.say(&Control::MapHave { version: self.map_version });
+        self.say_have();
+        if self.missed == MISSED_SUSPECT {
+            self.outputs.push_back(Output::Suspected);
+        }
+        if self.missed >= MISSED_SUSPECT {
+            // Nobody knows which way is open: to every address.
+            let others: Vec<_> = self.round().into_iter().filter(|to| Some(*to) != self.endpoint).collect();
+            others.into_iter().for_each(|to| self.say_have_to(to));
+        }
+    }
+
+    fn tell_nat_hosts(&mut self, now: Instant) {
+        let hosts = self.candidates.1.iter().filter(|candidate| candidate.kind == CandidateKind::Host);
+        self.nat.set_hosts(hosts.map(|candidate| candidate.addr.ip()), now);
+    }
+
+    fn run_nat(&mut self, now: Instant) {
+        while let Some(ask) = self.nat.handle_timeout(now, &mut self.rng) {
+            let question = Control::Nat(NatMessage::Reflect { nonce: ask.nonce }).to_bytes();
+            let session = self.link.as_ref().and_then(Link::session);
+            let Some(Ok(datagram)) = session.map(|session| session.seal_control(&question)) else { continue };
+            self.outputs.push_back(match ask.fresh {
+                true => Output::SendFresh { to: ask.to, datagram },
+                false => Output::Send { to: ask.to, datagram },
+            });
+        }
+        self.outputs.extend(self.nat.poll_report().map(Output::Nat));
+    }
+
+    /// The server sees us there, by UDP. Nothing of ours changed since it last did.
+    fn is_seen_at(&mut self, addr: SocketAddr) {
+        let (last, step) = &mut self.observed;
+        if last.replace(addr).is_some_and(|last| last != addr) {
+            *step = (*step + 1).min(KEEPALIVE.len() - 1);
+        }
+    }
+
+    /// What the answer to a keepalive says about those before it.
+    fn count_losses(&mut self) {
+        for lost in (0..self.missed).rev() {
+            self.loss += (f64::from(u32::from(lost > 0)) - self.loss) / 8.0;
+        }
+    }
+
+    /// How many keepalives in a row may stay unanswered.
+    fn missed_max(&self) -> u32 {
+        (MISSED_MAX + (self.loss * 16.0) as u32).min(MISSED_LOSSY)
     }
 
     fn run_enrolment(&mut self, now: Instant) {
@@ -395,7 +597,9 @@ impl ServerLink {
         self.enrolment = Some(Enrolment::Waiting(Box::new(state), header));
         if let Some(macs) = &mut self.enrol_macs {
             let datagram = macs.finish(&header.to_bytes(), &noise, now);
-            self.send_everywhere(&datagram);
+            self.send_by_udp(&datagram, now);
+            // The server treats what comes from two places as two, and of the answers the first one counts.
+            self.send_over_tcp(&datagram);
         }
     }
 
@@ -686,21 +890,48 @@ impl ServerLink {
                 self.outputs.push_back(Output::Leased { certificate, epoch: 0, name: self.name.clone() });
             }
             Control::Observed { addr, head, .. } => {
-                self.missed = 0;
+                if self.attached && self.endpoint != Some(from) && self.may_move(from) {
+                    self.attach(from, now);
+                }
+                if from.is_udp() {
+                    self.is_seen_at(addr);
+                }
+                if self.endpoint == Some(from) {
+                    self.fallback.answered(from, now, &mut self.rng);
+                }
+                self.count_losses();
+                (self.missed, self.hurried) = (0, 0);
+                if std::mem::take(&mut self.moving) {
+                    self.outputs.push_back(Output::Attached(from));
+                }
                 // While the map is behind, what should come may be lost: asking again is cheap.
                 let is_behind = head > self.map_version;
-                let quiet = if is_behind { ANSWER_WITHIN } else { KEEPALIVE.mul_f64(self.rng.random_range(0.9..1.1)) };
+                let quiet = if is_behind {
+                    ANSWER_WITHIN
+                } else {
+                    KEEPALIVE[self.observed.1].mul_f64(self.rng.random_range(0.9..1.1))
+                };
                 self.keepalive_at = Some(now + quiet);
                 if !self.attached {
                     self.attach(from, now);
                 }
-                self.outputs.push_back(Output::Observed(addr));
+                if from.is_udp() {
+                    self.nat.observed(addr, now);
+                    self.outputs.push_back(Output::Observed(addr));
+                }
+                self.settle(now);
+            }
+            Control::Nat(NatMessage::Reflected { nonce, addr, port }) => {
+                self.nat.reflected(nonce, addr, port, now);
+                self.run_nat(now);
             }
             Control::Probe { sequence, challenge, sent_us, path, .. } => {
                 let reply = Control::ProbeReply { sequence, challenge, sent_us, path, observed: from.addr };
                 if let Ok(datagram) = session.seal_control(&reply.to_bytes()) {
                     self.outputs.push_back(Output::Send { to: from, datagram });
                 }
+                // It asks because it saw us somewhere new. This gets an answer to there, and shows that the way is good.
+                self.say_have_to(from);
             }
             Control::Goodbye { .. } => {
                 if let Some(link) = &mut self.link {
@@ -709,29 +940,48 @@ impl ServerLink {
                 self.outputs.push_back(Output::SessionsChanged);
                 self.detach(now);
             }
-            message @ (Control::PeerDelta { .. } | Control::PeerAnswer { .. } | Control::Revoke(_)) => {
+            message @ (Control::PeerDelta { .. }
+            | Control::PeerAnswer { .. }
+            | Control::Revoke(_)
+            | Control::RouteTable { .. }) => {
                 self.outputs.push_back(Output::Passed(message));
             }
             // What only clients or peers say.
             Control::ProbeReply { .. }
             | Control::Candidates { .. }
+            | Control::PathReport { .. }
             | Control::Broken { .. }
             | Control::LeaseRequest { .. }
             | Control::LeaseRelease
             | Control::PeerLookup { .. }
             | Control::MapHave { .. }
-            | Control::Stats { .. } => {}
+            | Control::Nat(_)
+            | Control::Moved { .. }
+            | Control::RouteOffer { .. }
+            | Control::Stats { .. }
+            | Control::Ping { .. }
+            | Control::Pong { .. }
+            | Control::WhyAsk { .. }
+            | Control::WhySay { .. } => {}
         }
     }
 
     fn attach(&mut self, from: Endpoint, now: Instant) {
+        if self.endpoint != Some(from) {
+            // A router may map us elsewhere towards another address.
+            self.observed.0 = None;
+        }
         self.endpoint = Some(from);
         self.attached = true;
-        self.missed = 0;
+        (self.missed, self.hurried) = (0, 0);
         self.refusals = 0;
+        self.fallback.answered(from, now, &mut self.rng);
+        self.settle(now);
         self.request_at = Some(now + REQUEST_RETRY);
         self.keepalive_at = Some(now + ANSWER_WITHIN);
         self.stats_at = now + Duration::from_secs(2);
+        self.tell_nat_hosts(now);
+        self.nat.set_server(Some(from), now);
         self.outputs.push_back(Output::Attached(from));
         self.say(&Control::LeaseRequest { name: self.name.clone() });
         // What map we have is said when the lease is there: before, nobody could judge what members are sent.
@@ -739,20 +989,53 @@ impl ServerLink {
     }
 
     fn detach(&mut self, now: Instant) {
-        (self.keepalive_at, self.request_at, self.missed) = (None, None, 0);
+        (self.keepalive_at, self.request_at, self.missed, self.hurried) = (None, None, 0, 0);
+        self.fallback.lost();
+        // A connection that carries nothing any more may still look open: none is kept.
+        self.settle(now);
         if let Some(link) = &mut self.link {
             link.restart(now);
         }
+        self.nat.set_server(None, now);
         if std::mem::take(&mut self.attached) {
             self.outputs.push_back(Output::Detached);
         }
     }
 
+    /// What we have of the map, and the offer, in one datagram: its answer says that both came.
+    fn say_have(&mut self) {
+        let current = self.endpoint;
+        if let Some(to) = current {
+            self.say_have_to(to);
+        }
+        // Over every connection as well, while nobody knows which way is open.
+        for to in self.fallback.open().filter(|to| Some(*to) != current).collect::<Vec<_>>() {
+            self.say_have_to(to);
+        }
+    }
+
+    fn say_have_to(&mut self, to: Endpoint) {
+        let mut list = Control::MapHave { version: self.map_version }.to_bytes();
+        if let Some(offer) = &self.offer {
+            offer.encode(&mut list);
+        }
+        self.say_list(to, &list);
+    }
+
     /// Sends something of the peer table to the server, if it is there.
     pub fn say(&mut self, message: &Control) {
-        let (Some(link), Some(to)) = (&self.link, self.endpoint) else { return };
-        let Some(session) = link.session() else { return };
-        if let Ok(datagram) = session.seal_control(&message.to_bytes()) {
+        if let Some(to) = self.endpoint {
+            self.say_to(to, message);
+        }
+    }
+
+    fn say_to(&mut self, to: Endpoint, message: &Control) {
+        self.say_list(to, &message.to_bytes());
+    }
+
+    fn say_list(&mut self, to: Endpoint, list: &[u8]) {
+        let Some(session) = self.link.as_ref().and_then(Link::session) else { return };
+        if let Ok(datagram) = session.seal_control(list) {
             self.outputs.push_back(Output::Send { to, datagram });
         }
     }
@@ -775,16 +1058,40 @@ impl ServerLink {
         self.say(&Control::Goodbye { reason: 0 });
     }
 
-    fn send_everywhere(&mut self, datagram: &[u8]) {
-        // Where it was last comes first, then every other address of every name; of very many some each time.
-        let known = self.endpoint.into_iter();
-        let others = self.servers.iter().copied().filter(|server| Some(*server) != self.endpoint);
+    fn send_by_udp(&mut self, datagram: &[u8], now: Instant) {
+        let round = self.round();
+        if !round.is_empty() {
+            self.fallback.asked(now);
+        }
+        for to in round {
+            self.outputs.push_back(Output::Send { to, datagram: datagram.to_vec() });
+        }
+        self.settle(now);
+    }
+
+    fn send_over_tcp(&mut self, datagram: &[u8]) {
+        for to in self.fallback.open() {
+            self.outputs.push_back(Output::Send { to, datagram: datagram.to_vec() });
+        }
+    }
+
+    /// Where it was last comes first, then every other address of every name; of very many some each time.
+    fn round(&mut self) -> Vec<Endpoint> {
+        let known =
+            self.endpoint.map(|endpoint| if endpoint.is_udp() { endpoint } else { Endpoint::udp(endpoint.addr) });
+        let others = self.servers.iter().copied().filter(|server| Some(*server) != known);
         let (others, first) = (others.collect::<Vec<_>>(), self.next_server);
         self.next_server = (first + AT_ONCE).checked_rem(others.len()).unwrap_or(0);
         let others = others.iter().copied().cycle().skip(first).take(AT_ONCE.min(others.len()));
-        for to in known.chain(others) {
-            self.outputs.push_back(Output::Send { to, datagram: datagram.to_vec() });
-        }
+        known.into_iter().chain(others).collect()
+    }
+
+    /// Whether the server may be followed to where it answered from: only to its own addresses, to UDP always, and away
+    /// from where it is only while it does not answer there. What comes late by the old way must not lead back.
+    fn may_move(&self, to: Endpoint) -> bool {
+        let from_tcp = self.endpoint.is_some_and(|endpoint| !endpoint.is_udp());
+        let known = self.servers.iter().any(|server| server.addr == to.addr);
+        known && ((from_tcp && to.is_udp()) || self.missed > 0)
     }
 }
 
@@ -822,5 +1129,41 @@ mod tests {
             assert!((1..=AT_ONCE).contains(&(tried.len() - before)));
         }
         assert!(servers.iter().all(|server| tried.contains(server)), "{tried:?}");
+    }
+
+    #[test]
+    fn while_udp_is_silent_a_connection_is_wished_for_and_first_contact_goes_over_it() {
+        let start = Instant::now();
+        let identity = Identity::generate(&mut StdRng::seed_from_u64(1));
+        let node = Node::new(identity, NetworkId(0), no_psk(), Suites::of_this_machine(), 1);
+        let mut link = ServerLink::new(node, "a".into(), None, Some(join([1; 16], None)), start, [2; 32]);
+        link.allow_tcp();
+        let server = Endpoint::udp(([192, 0, 2, 1], 43439).into());
+        link.set_servers(vec![server], start);
+        let outputs = |link: &mut ServerLink| std::iter::from_fn(|| link.poll_output()).collect::<Vec<_>>();
+        let sends = |outputs: &[Output], to: Endpoint| {
+            outputs.iter().filter(|output| matches!(output, Output::Send { to: place, .. } if *place == to)).count()
+        };
+        let (mut now, mut by_udp) = (start, 0);
+        let wished = loop {
+            now = link.poll_timeout().expect("it goes on trying").max(now);
+            link.handle_timeout(now);
+            let outputs = outputs(&mut link);
+            by_udp += sends(&outputs, server);
+            assert_eq!(sends(&outputs, Endpoint::tcp(server.addr)), 0, "there is no connection");
+            let wished = outputs.into_iter().find_map(|output| match output {
+                Output::Connect(wished) => Some(wished),
+                _ => None,
+            });
+            if let Some(wished) = wished {
+                break wished;
+            }
+        };
+        assert_eq!((wished, now - start), (vec![server.addr], super::super::fallback::HEAD_START));
+        assert!(by_udp > 0);
+        link.set_connections(vec![server.addr], now);
+        let outputs = outputs(&mut link);
+        assert_eq!(sends(&outputs, Endpoint::tcp(server.addr)), 1, "at once, without waiting for the next try");
+        assert_eq!(sends(&outputs, server), 1, "and by UDP still");
     }
 }

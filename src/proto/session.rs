@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::crypto::{Suite, TransportKey};
-use super::replay::ReplayWindow;
+use super::replay::{ReplayWindow, WORDS_MANY_PATHS};
 use super::whole::Gate;
 use crate::counters::DropReason;
 use crate::ids::{PeerIdx, PublicKey, SessionIndex};
@@ -166,6 +166,12 @@ impl Session {
         }
     }
 
+    /// Widens the replay window to `words` of 64 counters: on several paths it is the duplicate filter.
+    pub fn with_window(mut self, words: usize) -> Self {
+        self.replay = Mutex::new(ReplayWindow::new(words));
+        self
+    }
+
     /// Length of the datagram that carries `plain` bytes: padded to 16, but not beyond `limit` bytes of plaintext, so
     /// that padding never makes a datagram too long for its path.
     pub fn sealed_len(plain: usize, limit: usize) -> usize {
@@ -222,7 +228,16 @@ impl Session {
 
     /// Seals a control message into a datagram of its own.
     pub fn seal_control(&self, plain: &[u8]) -> Result<Vec<u8>, DropReason> {
-        let mut datagram = vec![0; Self::sealed_len(plain.len(), usize::MAX)];
+        self.seal_control_in(Self::sealed_len(plain.len(), usize::MAX), plain)
+    }
+
+    /// As [`seal_control`](Self::seal_control), without padding: a probe has the length that is asked about.
+    pub fn seal_unpadded(&self, plain: &[u8]) -> Result<Vec<u8>, DropReason> {
+        self.seal_control_in(OVERHEAD + plain.len(), plain)
+    }
+
+    fn seal_control_in(&self, length: usize, plain: &[u8]) -> Result<Vec<u8>, DropReason> {
+        let mut datagram = vec![0; length];
         datagram[HEADER_LEN..HEADER_LEN + plain.len()].copy_from_slice(plain);
         self.seal(Kind::Ctrl, false, &mut datagram, plain.len())?;
         Ok(datagram)
@@ -231,6 +246,11 @@ impl Session {
     /// Opens one datagram in place and gives its plaintext; see [`Opener::open`].
     pub fn open<'a>(&self, header: &SealedHeader, datagram: &'a mut [u8]) -> Result<&'a mut [u8], DropReason> {
         self.opener().open(header, datagram)
+    }
+
+    /// Makes the replay window large enough for paths of very different delays; it stays so.
+    pub fn widen(&self) {
+        self.opener().replay.grow(WORDS_MANY_PATHS);
     }
 
     /// Opens datagrams that came together; holds the replay window meanwhile.

@@ -184,14 +184,15 @@ impl<'a> Map<'a> {
         let title = label(&[&title, snapshot]);
         let small = self.is_small();
         let layout = match self.members.len() {
-            // Two or three would stand in each other's way.
-            0..6 => "layout=circo, mindist=2",
-            _ if small => "layout=circo, mindist=1.1",
-            _ => "layout=sfdp, K=1, repulsiveforce=1.6",
+            // Two or three would stand in each other's way, and removing overlaps draws them together until the labels of
+            // edges touch them.
+            0..6 => "layout=circo, mindist=2.4, overlap=true",
+            _ if small => "layout=circo, mindist=1.1, overlap=prism",
+            _ => "layout=sfdp, K=1, repulsiveforce=1.6, overlap=prism",
         };
         writeln!(
             out,
-            "    graph [{layout}, overlap=prism, outputorder=edgesfirst, bgcolor=white, pad=0.3, label={title}, labelloc=b, fontname=\"Helvetica\", fontsize=12, fontcolor=\"{QUIET_TEXT}\"];"
+            "    graph [{layout}, outputorder=edgesfirst, bgcolor=white, pad=0.3, label={title}, labelloc=b, fontname=\"Helvetica\", fontsize=12, fontcolor=\"{QUIET_TEXT}\"];"
         )?;
         let size = if small {
             "fontsize=11, margin=\"0.14,0.07\""

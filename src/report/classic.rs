@@ -23,6 +23,8 @@ pub fn lines(snapshot: &Snapshot) -> String {
     let (role, is_client) = match snapshot.role {
         Role::Client(_) => ("client", true),
         Role::Server(_) => ("server", false),
+        // It has a device and direct paths, as a client.
+        Role::Tunnel(_) => ("tunnel", true),
         Role::Cloud(_) => ("cloud", true),
     };
     line("schema", &SCHEMA);

@@ -61,9 +61,12 @@ fn role(snapshot: &Snapshot) -> Map<String, Value> {
             "node": part.node,
             "server": part.server,
             "gateway": part.gateway,
+            "nat": part.nat,
+            "routing": part.routing,
             "peers": part.peers,
             "cloud": part.cloud,
         }),
+        Role::Tunnel(part) => json!({ "role": "tunnel", "node": part.node, "paths": part.paths }),
         Role::Server(part) => {
             let network = part.network.as_ref();
             json!({

@@ -1,4 +1,4 @@
-//! A snapshot of a server, or of one end of an ethcloud, as a map in DOT.
+//! A snapshot of a server, of a tunnel, or of one end of an ethcloud, as a map in DOT.
 
 use std::time::Duration;
 
@@ -24,7 +24,11 @@ pub fn shape(snapshot: &Snapshot) -> Option<u64> {
 }
 
 fn topology(snapshot: &Snapshot) -> Option<Topology> {
-    let Role::Server(part) = &snapshot.role else { return None };
+    let part = match &snapshot.role {
+        Role::Server(part) => part,
+        Role::Tunnel(part) => return Some(super::tunnel::topology(part)),
+        Role::Client(_) | Role::Cloud(_) => return None,
+    };
     let network = part.network.as_ref()?;
     let members = network.leases.iter().map(|lease| Member {
         name: lease.name.clone(),

@@ -11,8 +11,10 @@ pub mod gateway;
 pub mod json;
 pub mod map;
 pub mod prometheus;
+pub mod routes;
 pub mod snapshot;
 pub mod stats_text;
+pub mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -22,14 +24,18 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use xtra::Address;
 
-use crate::actors::client::{ClientShared, Ending};
+use crate::actors::client::{ClientShared, Ending, MAP_FILE, NETWORK_FILE};
 use crate::actors::coordinator::{Coordinator, ServerShared};
 use crate::actors::ext::cast;
+use crate::actors::peer_table::PeerTable;
+use crate::actors::routes::TABLE_FILE;
 use crate::actors::server_link::ServerLink;
 use crate::actors::supervisor::Supervisor;
+use crate::actors::{why, words};
 use crate::config::{Expiry, ScorecardFormat};
 use crate::io::netlink::{Netlink, default_source};
 use crate::messages::coordinator::{Invite, Kick, NetworkDescription};
+use crate::messages::peer_table::SetMode;
 use crate::messages::server_link::Release;
 use crate::proto::coordinator::Reply;
 use crate::proto::noise::Identity;
@@ -47,29 +53,57 @@ pub fn answer_client(
     shared: Arc<ClientShared>,
     supervisor: Supervisor,
     sampler: Arc<Sampler>,
-    link: Address<ServerLink>,
+    (link, table): (Address<ServerLink>, Address<PeerTable>),
 ) -> BoxFuture<'static, Result<Value, String>> {
     Box::pin(async move {
         match request["command"].as_str() {
             Some("status") => Ok(json::status(&sampler.take(Instant::now()))),
             Some("scorecard") => outputs(&request, &sampler),
+            Some("ping") => words::ping(&request, &shared, &table).await,
+            Some("why") => why::why(&request, &shared, &table).await,
+            Some("path") => words::path(&request, &shared).await,
             Some("leave") => {
                 let (tell, told) = smol::channel::bounded(1);
                 cast(&link, Release(tell));
                 let released =
                     async { told.recv().await.map_err(|_| "the server link was restarted; try again".to_owned()) };
                 within(released).await?;
-                for file in [crate::actors::client::NETWORK_FILE, crate::actors::client::MAP_FILE] {
+                for file in [NETWORK_FILE, MAP_FILE, TABLE_FILE] {
                     // The key stays, so that the same machine may come back.
                     shared.state.remove(file).map_err(|error| error.to_string())?;
                 }
                 let _ = shared.end.try_send(Ending::Left);
                 Ok(json!({ "left": true }))
             }
+            Some("paths") => paths(&request, &sampler, &table),
             Some("inject_panic") => inject(&request, &supervisor),
             other => Err(unknown(other, "client")),
         }
     })
+}
+
+/// The paths to one peer or to all; with a `mode`, sets how they are used.
+fn paths(request: &Value, sampler: &Sampler, table: &Address<PeerTable>) -> Result<Value, String> {
+    let snapshot = sampler.take(Instant::now());
+    let snapshot::Role::Client(part) = &snapshot.role else { return Err("only a client has paths".into()) };
+    let named = request["peer"].as_str();
+    let meant: Vec<_> = part.peers.iter().filter(|peer| named.is_none_or(|name| peer.name == name)).collect();
+    if let (Some(name), true) = (named, meant.is_empty()) {
+        return Err(format!("no other member is called {name}; `eps-actor members` lists them"));
+    }
+    if let Some(word) = request["mode"].as_str() {
+        let mode = word.parse()?;
+        let peer = named.and_then(|_| meant.first()).map(|peer| peer.key);
+        if !cast(table, SetMode { peer, mode }) {
+            return Err("the peer table is busy; try again".into());
+        }
+        return Ok(json!({ "peer": named, "mode": word }));
+    }
+    Ok(json!({
+        "peers": meant,
+        "copies_sent_bytes": snapshot.totals.copies_sent_bytes,
+        "udp_tx_bytes": snapshot.totals.udp_tx_bytes,
+    }))
 }
 
 /// Answers a request at a server.

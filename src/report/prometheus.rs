@@ -22,6 +22,7 @@ pub fn page(snapshot: &Snapshot) -> String {
     match &snapshot.role {
         Role::Client(part) => client(&mut page, part),
         Role::Server(part) => server(&mut page, part),
+        Role::Tunnel(part) => super::tunnel::samples(&mut page, part),
         Role::Cloud(part) => cloud(&mut page, part),
     }
     actors(&mut page, snapshot);
@@ -32,6 +33,7 @@ fn node(page: &mut Page, snapshot: &Snapshot) {
     let (role, name) = match &snapshot.role {
         Role::Client(part) => ("client", part.node.name.as_str()),
         Role::Server(_) => ("server", "server"),
+        Role::Tunnel(part) => ("tunnel", part.node.end),
         Role::Cloud(part) => ("cloud", part.node.device.as_deref().unwrap_or_default()),
     };
     let labels = [("role", role), ("name", name), ("version", env!("CARGO_PKG_VERSION"))];
@@ -133,6 +135,14 @@ fn client(page: &mut Page, part: &ClientPart) {
     for (label, peer) in peers() {
         rtt = rtt.known(&[label], peer.rtt_ms.map(|millis| (millis * 1e3).round() / 1e6));
     }
+    let mut jitter = page.gauge("eps_peer_jitter_seconds", "Mean deviation of round trips by the path in use.");
+    for (label, peer) in peers() {
+        jitter = jitter.known(&[label], peer.jitter_ms.map(|millis| (millis * 1e3).round() / 1e6));
+    }
+    let mut loss = page.gauge("eps_peer_loss_ratio", "Share of our datagrams that the path in use loses, 0 to 1.");
+    for (label, peer) in peers() {
+        loss = loss.known(&[label], peer.loss_percent.map(|percent| (percent * 1e2).round() / 1e4));
+    }
     let mut proof = page.gauge("eps_peer_last_proof_seconds", "How long ago the peer last proved to be there.");
     for (label, peer) in peers() {
         proof = proof.known(&[label], peer.last_proof_seconds);
@@ -220,22 +230,22 @@ fn labels<'a>(members: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> 
 }
 
 #[derive(Default)]
-struct Page {
+pub(super) struct Page {
     text: String,
 }
 
 impl Page {
-    fn gauge(&mut self, name: &str, help: &'static str) -> Family<'_> {
+    pub(super) fn gauge(&mut self, name: &str, help: &'static str) -> Family<'_> {
         Family { page: self, name: name.to_owned(), kind: "gauge", help, begun: false }
     }
 
-    fn counter(&mut self, name: &str, help: &'static str) -> Family<'_> {
+    pub(super) fn counter(&mut self, name: &str, help: &'static str) -> Family<'_> {
         Family { page: self, name: name.to_owned(), kind: "counter", help, begun: false }
     }
 }
 
 /// The samples of a name, which stand together; their head comes with the first.
-struct Family<'p> {
+pub(super) struct Family<'p> {
     page: &'p mut Page,
     name: String,
     kind: &'static str,
@@ -244,13 +254,13 @@ struct Family<'p> {
 }
 
 impl Family<'_> {
-    fn sample(mut self, labels: &[(&str, &str)], value: impl Display) -> Self {
+    pub(super) fn sample(mut self, labels: &[(&str, &str)], value: impl Display) -> Self {
         self.write(labels, &value).expect("a String takes all that is written");
         self
     }
 
     /// Nothing where it is unknown.
-    fn known(self, labels: &[(&str, &str)], value: Option<f64>) -> Self {
+    pub(super) fn known(self, labels: &[(&str, &str)], value: Option<f64>) -> Self {
         match value {
             Some(value) => self.sample(labels, value),
             None => self,
@@ -283,7 +293,9 @@ mod tests {
     use std::time::Duration;
 
     use super::super::gateway::Gateway;
-    use super::super::snapshot::{ClientNode, Lease, LeasePeer, NetworkPart, Peer, ServerContact, ServerNode, Window};
+    use super::super::snapshot::{
+        ClientNode, Lease, LeasePeer, Nat, NetworkPart, Peer, ServerContact, ServerNode, Window,
+    };
     use super::*;
     use crate::actors::supervisor::{ActorState, ActorStatus, MailboxStatus};
     use crate::counters::Tally;
@@ -381,6 +393,7 @@ mod tests {
             state: "direct",
             path: None,
             rtt_ms: *rtt_ms,
+            path_mtu: None,
             last_proof_seconds: Some(0.5),
             rx_bytes: 1,
             tx_bytes: 2,
@@ -388,6 +401,13 @@ mod tests {
             tx_frames: 4,
             session_age_seconds: None,
             suite: None,
+            jitter_ms: None,
+            loss_percent: None,
+            mode: "best",
+            paths: Vec::new(),
+            key: crate::ids::PublicKey([0; 32]),
+            nat: "unknown",
+            routes: Vec::new(),
         };
         let node = ClientNode {
             name: "ada".into(),
@@ -410,7 +430,9 @@ mod tests {
             network: None,
         };
         let peers = rtts.iter().enumerate().map(peer).collect();
-        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway: Gateway::none(), peers, cloud: None })))
+        let nat = Nat { kind: "unknown", observed: Vec::new(), predicted: None };
+        let (gateway, routing, cloud) = (Gateway::none(), Default::default(), None);
+        snapshot(Role::Client(Box::new(ClientPart { node, server, gateway, nat, routing, peers, cloud })))
     }
 
     fn server_of() -> Snapshot {
@@ -434,6 +456,8 @@ mod tests {
             connected_seconds: None,
             joined_unix: 1,
             rights: Vec::new(),
+            routes: Vec::new(),
+            rejected_routes: Vec::new(),
             rx_bytes: 5,
             tx_bytes: 6,
             rx_bits_per_second: None,

@@ -12,16 +12,22 @@ use serde::Serialize;
 
 use super::cloud::CloudPart;
 use super::gateway::Gateway;
+use super::routes::Routing;
+use super::tunnel::TunnelPart;
 
 use crate::actors::client::ClientShared;
 use crate::actors::cloud_system::CloudNode;
 use crate::actors::coordinator::ServerShared;
 use crate::actors::supervisor::{ActorStatus, Supervisor};
+use crate::actors::tunnel_system::TunnelShared;
 use crate::config::right_names;
 use crate::counters::Tally;
+use crate::ids::{PublicKey, UplinkId};
 use crate::messages::coordinator::NetworkDescription;
 use crate::proto::crypto::Suite;
-use crate::proto::peers::{PeerDescription, PeerState};
+use crate::proto::nat::NatReport;
+use crate::proto::path::State;
+use crate::proto::peers::{PathDescription, PeerDescription, PeerState};
 use crate::wire::join::fingerprint;
 
 /// How often the Stats actor moves the window.
@@ -63,6 +69,7 @@ impl Window {
 pub enum Role {
     Client(Box<ClientPart>),
     Server(Box<ServerPart>),
+    Tunnel(Box<TunnelPart>),
     Cloud(Box<CloudPart>),
 }
 
@@ -71,10 +78,23 @@ pub struct ClientPart {
     pub node: ClientNode,
     pub server: ServerContact,
     pub gateway: Gateway,
+    pub nat: Nat,
+    pub routing: Routing,
     /// By address.
     pub peers: Vec<Peer>,
     /// Peers of the ethcloud that it bridges, where it does.
     pub cloud: Option<Vec<super::cloud::CloudPeer>>,
+}
+
+/// What the NAT in front of a client does.
+#[derive(Debug, Clone, Serialize)]
+pub struct Nat {
+    /// `none`, `easy`, `predictable`, `hard` or `unknown`.
+    pub kind: &'static str,
+    /// How the server sees the client at its first port and, where that is another address, at its second one.
+    pub observed: Vec<String>,
+    /// What a predictable NAT will use next.
+    pub predicted: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -114,6 +134,8 @@ pub struct Peer {
     pub state: &'static str,
     pub path: Option<String>,
     pub rtt_ms: Option<f64>,
+    /// The largest IP packet that the path in use is known to carry, in octets.
+    pub path_mtu: Option<u16>,
     pub last_proof_seconds: Option<f64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -121,6 +143,37 @@ pub struct Peer {
     pub tx_frames: u64,
     pub session_age_seconds: Option<f64>,
     pub suite: Option<&'static str>,
+    /// Subnets it publishes; `0.0.0.0/0` is the Internet.
+    pub routes: Vec<String>,
+    /// The kind of its NAT, as it says.
+    pub nat: &'static str,
+    /// How much round trips vary by the path in use, and the percentage of our datagrams that it loses.
+    pub jitter_ms: Option<f64>,
+    pub loss_percent: Option<f64>,
+    /// How several paths are used.
+    pub mode: &'static str,
+    pub paths: Vec<PeerPath>,
+    #[serde(skip)]
+    pub key: PublicKey,
+}
+
+/// One path to a peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerPath {
+    /// `direct`, `relay` or `relay-tcp`.
+    pub kind: &'static str,
+    pub address: String,
+    /// The socket of ours it uses: the interface or the address, where one is configured.
+    pub uplink: Option<String>,
+    /// `candidate`, `probing`, `active`, `standby`, `suspect` or `dead`.
+    pub state: &'static str,
+    pub rtt_ms: Option<f64>,
+    pub jitter_ms: Option<f64>,
+    pub loss_percent: Option<f64>,
+    pub last_proof_seconds: Option<f64>,
+    /// Bytes of datagrams of the session.
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -165,6 +218,10 @@ pub struct Lease {
     pub connected_seconds: Option<f64>,
     pub joined_unix: u64,
     pub rights: Vec<&'static str>,
+    /// Subnets it publishes; `0.0.0.0/0` is the Internet.
+    pub routes: Vec<String>,
+    /// What it would publish and may not, with the reason.
+    pub rejected_routes: Vec<String>,
     /// Bytes of frames from and to its peers, as it last told.
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -200,11 +257,12 @@ pub struct Sampler {
 pub enum Source {
     Client(Arc<ClientShared>),
     Server(Arc<ServerShared>),
+    Tunnel(Arc<TunnelShared>),
     Cloud(Arc<CloudNode>),
 }
 
 /// What the growth within a window is measured against.
-struct Base {
+pub(super) struct Base {
     at: Instant,
     totals: Tally,
     /// Bytes received and sent of members, and of their peers, by name.
@@ -225,6 +283,7 @@ impl Sampler {
         match &self.source {
             Source::Client(shared) => &shared.views.counters,
             Source::Server(shared) => &shared.counters,
+            Source::Tunnel(shared) => &shared.counters,
             Source::Cloud(node) => &node.shared.views.counters,
         }
     }
@@ -263,6 +322,10 @@ impl Sampler {
                 let part = Box::new(server(shared, base, length));
                 (shared.counters.tally(), shared.events.list(), Role::Server(part))
             }
+            Source::Tunnel(shared) => {
+                let part = Box::new(super::tunnel::part(shared, base, length, now));
+                (shared.counters.tally(), shared.events.list(), Role::Tunnel(part))
+            }
             Source::Cloud(node) => {
                 let part = Box::new(super::cloud::part(node, now));
                 (node.shared.views.counters.tally(), node.events.list(), Role::Cloud(part))
@@ -282,12 +345,23 @@ impl Sampler {
 }
 
 impl Base {
+    /// Bytes received and sent of a member, or of a tunnel's path.
+    pub(super) fn member(&self, name: &str) -> Option<(u64, u64)> {
+        self.members.get(name).copied()
+    }
+
     fn of(snapshot: &Snapshot, at: Instant) -> Self {
         let leases = match &snapshot.role {
             Role::Server(part) => part.network.iter().flat_map(|network| &network.leases).collect(),
-            Role::Client(_) | Role::Cloud(_) => Vec::new(),
+            Role::Client(_) | Role::Tunnel(_) | Role::Cloud(_) => Vec::new(),
         };
-        let members = leases.iter().map(|lease| (lease.name.clone(), (lease.rx_bytes, lease.tx_bytes))).collect();
+        let paths = match &snapshot.role {
+            Role::Tunnel(part) => part.paths.as_slice(),
+            Role::Client(_) | Role::Server(_) | Role::Cloud(_) => &[],
+        };
+        let paths = paths.iter().map(|path| (path.name(), (path.rx_bytes, path.tx_bytes)));
+        let members = leases.iter().map(|lease| (lease.name.clone(), (lease.rx_bytes, lease.tx_bytes)));
+        let members = members.chain(paths).collect();
         let pairs = leases
             .iter()
             .flat_map(|lease| lease.peers.iter().map(|peer| (lease.name.clone(), peer)))
@@ -337,14 +411,24 @@ fn client(shared: &ClientShared, now: Instant) -> ClientPart {
         },
         server: ServerContact {
             connected: server.attached,
-            endpoint: server.endpoint.map(|endpoint| endpoint.addr.to_string()),
+            endpoint: server.endpoint.map(|endpoint| endpoint.to_string()),
             last_contact_seconds: heard.map(seconds),
             map_version: shared.map_version.load(Relaxed),
             network: pinned.map(|pinned| pinned.network.to_string()),
         },
         gateway: Gateway::of(&shared.gateway.load(), shared.config.direct && !shared.config.upnptimeout.is_zero(), now),
+        nat: nat_part(&shared.nat.load()),
+        routing: Routing::of(shared),
         peers: peers.into_iter().map(|peer| peer_part(shared, peer, now)).collect(),
         cloud: shared.cloud.get().map(|cloud| super::cloud::peers(cloud, now).0),
+    }
+}
+
+fn nat_part(report: &NatReport) -> Nat {
+    Nat {
+        kind: report.kind.word(),
+        observed: report.observed.iter().map(ToString::to_string).collect(),
+        predicted: report.predicted.map(|addr| addr.to_string()),
     }
 }
 
@@ -362,8 +446,9 @@ fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Pee
         mac: peer.certificate.mac.to_string(),
         online: peer.online,
         state: state_word(peer.state),
-        path: peer.route.map(|route| route.endpoint.addr.to_string()),
+        path: peer.route.map(|route| route.endpoint.to_string()),
         rtt_ms: peer.srtt.map(|srtt| (srtt.as_secs_f64() * 1e6).round() / 1e3),
+        path_mtu: peer.mtu.map(|mtu| mtu.packet),
         last_proof_seconds: proof.map(|proof| seconds(now.saturating_duration_since(proof))),
         rx_bytes: peer.meter.rx_bytes.load(Relaxed),
         tx_bytes: peer.meter.tx_bytes.load(Relaxed),
@@ -371,7 +456,54 @@ fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Pee
         tx_frames: peer.meter.tx_frames.load(Relaxed),
         session_age_seconds: session.map(|session| seconds(now.saturating_duration_since(session.born))),
         suite: session.map(|session| suite_word(session.suite)),
+        jitter_ms: peer.jitter.map(millis),
+        loss_percent: peer.loss.map(percent),
+        mode: peer.mode.word(),
+        paths: peer.paths.iter().map(|path| path_part(shared, path, now)).collect(),
+        key: peer.key,
+        nat: peer.nat.word(),
+        routes: super::routes::of_peer(shared, peer),
     }
+}
+
+fn path_part(shared: &ClientShared, path: &PathDescription, now: Instant) -> PeerPath {
+    let endpoint = path.route.endpoint;
+    let heard = path.meter.heard_ms().map(|ms| shared.views.epoch.at(ms));
+    let proof = heard.into_iter().chain(path.proven).max();
+    PeerPath {
+        kind: match (path.route.is_direct(), endpoint.uplink) {
+            (true, _) => "direct",
+            (false, UplinkId::TCP) => "relay-tcp",
+            (false, _) => "relay",
+        },
+        address: endpoint.addr.to_string(),
+        uplink: shared.uplinks.readers().find(|uplink| uplink.id() == endpoint.uplink).and_then(|uplink| {
+            let bound = uplink.local_addr().ip();
+            uplink.device().map(str::to_owned).or_else(|| (!bound.is_unspecified()).then(|| bound.to_string()))
+        }),
+        state: match path.state {
+            State::Candidate => "candidate",
+            State::Probing => "probing",
+            State::Valid if path.carries => "active",
+            State::Valid => "standby",
+            State::Suspect => "suspect",
+            State::Dead => "dead",
+        },
+        rtt_ms: path.srtt.map(millis),
+        jitter_ms: path.jitter.map(millis),
+        loss_percent: path.loss.map(percent),
+        last_proof_seconds: proof.map(|proof| seconds(now.saturating_duration_since(proof))),
+        rx_bytes: path.meter.rx_bytes.load(Relaxed),
+        tx_bytes: path.meter.tx_bytes.load(Relaxed),
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn percent(part: f64) -> f64 {
+    (part * 1e4).round() / 1e2
 }
 
 /// The words for the states of peers, in the order of the best first.
@@ -387,7 +519,7 @@ fn state_word(state: PeerState) -> &'static str {
     }
 }
 
-fn suite_word(suite: Suite) -> &'static str {
+pub(super) fn suite_word(suite: Suite) -> &'static str {
     match suite {
         Suite::Aes256Gcm => "AES-256-GCM",
         Suite::ChaCha20Poly1305 => "ChaCha20-Poly1305",
@@ -449,11 +581,13 @@ fn leases(description: &NetworkDescription, base: &Base, length: Duration) -> Ve
             address6: member.record.ip6.map(|ip6| ip6.to_string()),
             mac: member.record.mac.to_string(),
             online: member.online,
-            endpoint: member.endpoint.map(|endpoint| endpoint.addr.to_string()),
+            endpoint: member.endpoint.map(|endpoint| endpoint.to_string()),
             last_heard_seconds: member.heard_ago.map(seconds),
             connected_seconds: member.attached_for.map(seconds),
             joined_unix: member.record.joined_unix,
             rights: right_names(member.record.rights),
+            routes: member.routes.iter().map(ToString::to_string).collect(),
+            rejected_routes: member.rejected_routes.iter().map(|(net, why)| format!("{net}: {why}")).collect(),
             rx_bytes: member.rx_bytes,
             tx_bytes: member.tx_bytes,
             rx_bits_per_second: before.and_then(|before| rate(member.rx_bytes, before.0)),

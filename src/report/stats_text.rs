@@ -42,6 +42,7 @@ impl Sums {
         match role {
             Role::Client(_) | Role::Cloud(_) => Self::of_client(tally),
             Role::Server(_) => Self::of_server(tally),
+            Role::Tunnel(_) => Self::of_tunnel(tally),
         }
     }
 
@@ -51,6 +52,17 @@ impl Sums {
             sent: flow(tally.relay_tx_frames, tally.relay_tx_bytes),
             direct_received: flow(tally.direct_rx_frames, tally.direct_rx_bytes),
             direct_sent: flow(tally.direct_tx_frames, tally.direct_tx_bytes),
+            tap_received: flow(tally.tap_rx_frames, tally.tap_rx_bytes),
+            tap_sent: flow(tally.tap_tx_frames, tally.tap_tx_bytes),
+            ..Self::of_both(tally)
+        }
+    }
+
+    /// All paths of a tunnel are direct; what it counts there are datagrams.
+    fn of_tunnel(tally: &Tally) -> Self {
+        Self {
+            direct_received: flow(tally.udp_rx_datagrams, tally.udp_rx_bytes),
+            direct_sent: flow(tally.udp_tx_datagrams, tally.udp_tx_bytes),
             tap_received: flow(tally.tap_rx_frames, tally.tap_rx_bytes),
             tap_sent: flow(tally.tap_tx_frames, tally.tap_tx_bytes),
             ..Self::of_both(tally)

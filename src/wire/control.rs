@@ -6,7 +6,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::cert::CERT_LEN;
+use super::nat::NatMessage;
+use super::why::Side;
 use crate::counters::DropReason;
 use crate::ids::{ChannelToken, NodeId, PublicKey};
 
@@ -20,6 +24,22 @@ pub const DELTA_ENTRIES_MAX: usize = 4;
 /// Peers one [`Control::Stats`] reports on.
 pub const STATS_PEERS_MAX: usize = 40;
 
+/// Subnets one member may offer.
+pub const OFFER_MAX: usize = 16;
+/// Routes in one part of a [`Control::RouteTable`], so that it fits [`CONTROL_LEN_MAX`] with IPv6 alone.
+pub const TABLE_PART: usize = 40;
+/// Parts of a table at the most.
+pub const TABLE_PARTS_MAX: usize = 8;
+
+/// A subnet behind a member, as the server allows it; `0.0.0.0/0` is the way to the Internet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PublishedRoute {
+    /// The first eight bytes of the member's node id, which tell members of one network apart.
+    pub member: [u8; 8],
+    /// Without host bits.
+    pub subnet: IpNet,
+}
+
 /// Where an address of a candidate comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -32,6 +52,18 @@ pub enum CandidateKind {
     Mapped = 3,
     /// A guess at what a NAT will use next.
     Predicted = 4,
+}
+
+impl CandidateKind {
+    pub(super) fn of(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Host,
+            2 => Self::Observed,
+            3 => Self::Mapped,
+            4 => Self::Predicted,
+            _ => return None,
+        })
+    }
 }
 
 /// An address a peer may be reached at; nobody has answered from it yet.
@@ -98,6 +130,13 @@ pub enum Control {
         path: u8,
         observed: SocketAddr,
     },
+    /// Beside the reply to the probe `sequence`, by the same path: how many datagrams of the session had come by it when
+    /// the probe did, and their bytes, copies of others among them.
+    PathReport {
+        sequence: u32,
+        datagrams: u64,
+        bytes: u64,
+    },
     /// All addresses the sender may be reached at; a higher generation replaces a lower one.
     Candidates {
         generation: u32,
@@ -163,11 +202,48 @@ pub enum Control {
         head: u64,
         epoch: u64,
     },
+    /// All subnets that a client would forward to (often none), and the version of the table of routes it has, 0 for
+    /// none. Who says this understands `RouteTable`.
+    RouteOffer {
+        have: u64,
+        list: Vec<IpNet>,
+    },
+    /// The table of all routes in the network: part `part` of `parts`; one without routes has one empty part.
+    RouteTable {
+        version: u64,
+        part: u8,
+        parts: u8,
+        routes: Vec<PublishedRoute>,
+    },
     /// A client's totals since its start, and its peers.
     Stats {
         rx_bytes: u64,
         tx_bytes: u64,
         peers: Vec<PeerReport>,
+    },
+    /// About NATs and ways through them.
+    Nat(NatMessage),
+    /// The sender's ways out have changed: paths to it that were proven before may be void. `number` tells one such
+    /// change from another.
+    Moved {
+        number: u32,
+    },
+    /// Somebody at the sender's end wants to know how this peer is reached; answered by `Pong` the way it came.
+    Ping {
+        id: u64,
+    },
+    /// The same number, and where the ping was seen to come from.
+    Pong {
+        id: u64,
+        observed: SocketAddr,
+    },
+    /// Why is this pair direct, or not? Answered by `WhySay` with the same number.
+    WhyAsk {
+        nonce: u64,
+    },
+    WhySay {
+        nonce: u64,
+        side: Box<Side>,
     },
 }
 
@@ -206,8 +282,10 @@ impl Control {
 
     fn kind(&self) -> u8 {
         match self {
+            Self::Nat(message) => message.kind(),
             Self::Probe { .. } => 1,
             Self::ProbeReply { .. } => 2,
+            Self::PathReport { .. } => 3,
             Self::Candidates { .. } => 4,
             Self::Revoke(_) => 6,
             Self::Cert(_) => 7,
@@ -224,6 +302,13 @@ impl Control {
             Self::Observed { .. } => 24,
             Self::LeaseReleased => 25,
             Self::Stats { .. } => 27,
+            Self::Moved { .. } => 50,
+            Self::RouteOffer { .. } => 52,
+            Self::RouteTable { .. } => 53,
+            Self::Ping { .. } => 46,
+            Self::Pong { .. } => 47,
+            Self::WhyAsk { .. } => 48,
+            Self::WhySay { .. } => 49,
         }
     }
 
@@ -236,6 +321,11 @@ impl Control {
             Self::ProbeReply { sequence, challenge, sent_us, path, observed } => {
                 put_probe(out, *sequence, *challenge, *sent_us, *path);
                 put_addr(out, *observed);
+            }
+            Self::PathReport { sequence, datagrams, bytes } => {
+                out.extend(sequence.to_le_bytes());
+                out.extend(datagrams.to_le_bytes());
+                out.extend(bytes.to_le_bytes());
             }
             Self::Candidates { generation, list } => {
                 out.extend(generation.to_le_bytes());
@@ -257,6 +347,8 @@ impl Control {
                 put_text(out, text);
             }
             Self::LeaseRelease | Self::LeaseReleased => {}
+            Self::Nat(message) => message.encode_body(out),
+            Self::Moved { number } => out.extend(number.to_le_bytes()),
             Self::PeerLookup { key } => out.extend(key.0),
             Self::PeerAnswer { entry, introduced, token, candidates } => {
                 out.push(u8::from(*introduced));
@@ -289,6 +381,21 @@ impl Control {
                 out.extend(head.to_le_bytes());
                 out.extend(epoch.to_le_bytes());
             }
+            Self::RouteOffer { have, list } => {
+                out.extend(have.to_le_bytes());
+                let list = &list[..list.len().min(OFFER_MAX)];
+                out.push(list.len() as u8);
+                list.iter().for_each(|subnet| put_subnet(out, *subnet));
+            }
+            Self::RouteTable { version, part, parts, routes } => {
+                out.extend(version.to_le_bytes());
+                let routes = &routes[..routes.len().min(TABLE_PART)];
+                out.extend([*part, *parts, routes.len() as u8]);
+                for route in routes {
+                    out.extend(route.member);
+                    put_subnet(out, route.subnet);
+                }
+            }
             Self::Stats { rx_bytes, tx_bytes, peers } => {
                 out.extend(rx_bytes.to_le_bytes());
                 out.extend(tx_bytes.to_le_bytes());
@@ -302,6 +409,20 @@ impl Control {
                     out.extend(report.rx_bytes.to_le_bytes());
                     out.extend(report.tx_bytes.to_le_bytes());
                 }
+            }
+            Self::Ping { id } => {
+                out.extend(id.to_le_bytes());
+                // As long as its answer.
+                out.extend([0; PING_PADDING]);
+            }
+            Self::Pong { id, observed } => {
+                out.extend(id.to_le_bytes());
+                put_addr(out, *observed);
+            }
+            Self::WhyAsk { nonce } => out.extend(nonce.to_le_bytes()),
+            Self::WhySay { nonce, side } => {
+                out.extend(nonce.to_le_bytes());
+                side.encode(out);
             }
         }
     }
@@ -319,6 +440,7 @@ impl Control {
                 let (sequence, challenge, sent_us, path) = body.probe()?;
                 Self::ProbeReply { sequence, challenge, sent_us, path, observed: body.addr()? }
             }
+            3 => Self::PathReport { sequence: body.u32()?, datagrams: body.u64()?, bytes: body.u64()? },
             4 => Self::Candidates { generation: body.u32()?, list: body.candidates()? },
             6 => Self::Revoke(std::mem::take(&mut body.0).to_vec()),
             7 => Self::Cert(body.array()?),
@@ -351,11 +473,34 @@ impl Control {
             24 => Self::Observed { addr: body.addr()?, head: body.u64()?, epoch: body.u64()? },
             25 => Self::LeaseReleased,
             27 => Self::Stats { rx_bytes: body.u64()?, tx_bytes: body.u64()?, peers: body.reports()? },
-            _ => return Some(None),
+            46 => {
+                let id = body.u64()?;
+                body.array::<PING_PADDING>()?;
+                Self::Ping { id }
+            }
+            47 => Self::Pong { id: body.u64()?, observed: body.addr()? },
+            48 => Self::WhyAsk { nonce: body.u64()? },
+            49 => Self::WhySay { nonce: body.u64()?, side: Box::new(Side::decode(body)?) },
+            50 => Self::Moved { number: body.u32()? },
+            52 => Self::RouteOffer { have: body.u64()?, list: body.subnets()? },
+            53 => {
+                let (version, part, parts) = (body.u64()?, body.u8()?, body.u8()?);
+                if part >= parts || usize::from(parts) > TABLE_PARTS_MAX {
+                    return None;
+                }
+                Self::RouteTable { version, part, parts, routes: body.routes()? }
+            }
+            _ => match NatMessage::decode_body(kind, body)? {
+                Some(message) => Self::Nat(message),
+                None => return Some(None),
+            },
         };
         body.0.is_empty().then_some(Some(message))
     }
 }
+
+/// Zeroes in a ping: the longest address, which its answer names.
+const PING_PADDING: usize = 19;
 
 fn put_probe(out: &mut Vec<u8>, sequence: u32, challenge: u64, sent_us: u32, path: u8) {
     out.extend(sequence.to_le_bytes());
@@ -365,7 +510,7 @@ fn put_probe(out: &mut Vec<u8>, sequence: u32, challenge: u64, sent_us: u32, pat
 }
 
 /// Family 4 or 6, port, address.
-fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
+pub(super) fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
     match addr.ip() {
         IpAddr::V4(ip) => {
             out.push(4);
@@ -380,12 +525,26 @@ fn put_addr(out: &mut Vec<u8>, addr: SocketAddr) {
     }
 }
 
-fn put_candidates(out: &mut Vec<u8>, list: &[Candidate]) {
+pub(super) fn put_candidates(out: &mut Vec<u8>, list: &[Candidate]) {
     let list = &list[..list.len().min(CANDIDATES_MAX)];
     out.push(list.len() as u8);
     for candidate in list {
         out.push(candidate.kind as u8);
         put_addr(out, candidate.addr);
+    }
+}
+
+/// Family 4 or 6, prefix length, address.
+fn put_subnet(out: &mut Vec<u8>, subnet: IpNet) {
+    match subnet {
+        IpNet::V4(net) => {
+            out.extend([4, net.prefix_len()]);
+            out.extend(net.network().octets());
+        }
+        IpNet::V6(net) => {
+            out.extend([6, net.prefix_len()]);
+            out.extend(net.network().octets());
+        }
     }
 }
 
@@ -406,20 +565,20 @@ fn put_entry(out: &mut Vec<u8>, entry: &MapEntry) {
 }
 
 /// Takes values off the front of a body; every method is `None` at its end.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(*head)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Option<u8> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    fn bool(&mut self) -> Option<bool> {
+    pub(super) fn bool(&mut self) -> Option<bool> {
         match self.u8()? {
             0 => Some(false),
             1 => Some(true),
@@ -427,11 +586,11 @@ impl Reader<'_> {
         }
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
@@ -446,7 +605,7 @@ impl Reader<'_> {
         Some((self.u32()?, self.u64()?, self.u32()?, self.u8()?))
     }
 
-    fn addr(&mut self) -> Option<SocketAddr> {
+    pub(super) fn addr(&mut self) -> Option<SocketAddr> {
         let family = self.u8()?;
         let port = u16::from_le_bytes(self.array()?);
         let ip = match family {
@@ -457,20 +616,14 @@ impl Reader<'_> {
         Some(SocketAddr::new(ip, port))
     }
 
-    fn candidates(&mut self) -> Option<Vec<Candidate>> {
+    pub(super) fn candidates(&mut self) -> Option<Vec<Candidate>> {
         let count = usize::from(self.u8()?);
         if count > CANDIDATES_MAX {
             return None;
         }
         (0..count)
             .map(|_| {
-                let kind = match self.u8()? {
-                    1 => CandidateKind::Host,
-                    2 => CandidateKind::Observed,
-                    3 => CandidateKind::Mapped,
-                    4 => CandidateKind::Predicted,
-                    _ => return None,
-                };
+                let kind = CandidateKind::of(self.u8()?)?;
                 Some(Candidate { kind, addr: self.addr()? })
             })
             .collect()
@@ -502,6 +655,32 @@ impl Reader<'_> {
         })
     }
 
+    fn subnet(&mut self) -> Option<IpNet> {
+        let (family, prefix) = (self.u8()?, self.u8()?);
+        let ip = match family {
+            4 => IpAddr::V4(Ipv4Addr::from(self.array::<4>()?)),
+            6 => IpAddr::V6(Ipv6Addr::from(self.array::<16>()?)),
+            _ => return None,
+        };
+        IpNet::new(ip, prefix).ok().filter(|net| net.addr() == net.network())
+    }
+
+    fn subnets(&mut self) -> Option<Vec<IpNet>> {
+        let count = usize::from(self.u8()?);
+        if count > OFFER_MAX {
+            return None;
+        }
+        (0..count).map(|_| self.subnet()).collect()
+    }
+
+    fn routes(&mut self) -> Option<Vec<PublishedRoute>> {
+        let count = usize::from(self.u8()?);
+        if count > TABLE_PART {
+            return None;
+        }
+        (0..count).map(|_| Some(PublishedRoute { member: self.array()?, subnet: self.subnet()? })).collect()
+    }
+
     fn reports(&mut self) -> Option<Vec<PeerReport>> {
         let count = usize::from(self.u8()?);
         if count > STATS_PEERS_MAX {
@@ -525,11 +704,17 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::nat::{NatKind, Purpose};
+    use super::super::why::Try;
     use super::*;
     use proptest::prelude::*;
 
     fn entry() -> MapEntry {
         MapEntry { name: "n".repeat(63), certificate: [7; CERT_LEN], online: true }
+    }
+
+    fn subnet(text: &str) -> IpNet {
+        text.parse().expect("a subnet")
     }
 
     fn one_of_each() -> Vec<Control> {
@@ -542,6 +727,7 @@ mod tests {
         vec![
             Control::Probe { sequence: 1, challenge: 2, sent_us: 3, path: 4, padding: 100 },
             Control::ProbeReply { sequence: 1, challenge: 2, sent_us: 3, path: 4, observed: v6 },
+            Control::PathReport { sequence: 7, datagrams: 1 << 40, bytes: 1 << 50 },
             Control::Candidates { generation: 9, list: candidates.clone() },
             Control::Revoke(vec![1, 2, 3]),
             Control::Cert([8; CERT_LEN]),
@@ -563,10 +749,41 @@ mod tests {
             },
             Control::MapHave { version: 7 },
             Control::Observed { addr: v4, head: 8, epoch: 2 },
+            Control::RouteOffer { have: 5, list: vec![subnet("10.1.0.0/16"), subnet("fd00:1::/48")] },
+            Control::RouteTable {
+                version: 6,
+                part: 0,
+                parts: 1,
+                routes: vec![PublishedRoute { member: [3; 8], subnet: subnet("0.0.0.0/0") }],
+            },
             Control::Stats {
                 rx_bytes: 1,
                 tx_bytes: 2,
                 peers: vec![PeerReport { peer: NodeId([0; 16]), direct: true, rtt_us: 9, rx_bytes: 5, tx_bytes: 6 }],
+            },
+            Control::Nat(NatMessage::PunchAt {
+                round: 3,
+                delay_ms: 40,
+                purpose: Purpose::Passed,
+                about: PublicKey([4; 32]),
+                candidates: vec![Candidate { kind: CandidateKind::Predicted, addr: v4 }],
+            }),
+            Control::Nat(NatMessage::Reflect { nonce: 7 }),
+            Control::Nat(NatMessage::Reflected { nonce: 7, addr: v6, port: 43440 }),
+            Control::Nat(NatMessage::NatIs(NatKind::Predictable(-3))),
+            Control::Moved { number: 1 << 30 },
+            Control::Ping { id: 10 },
+            Control::Pong { id: 10, observed: v6 },
+            Control::WhyAsk { nonce: 11 },
+            Control::WhySay {
+                nonce: 11,
+                side: Box::new(Side {
+                    flags: 3,
+                    observed: Some(v4),
+                    own: vec![Candidate { kind: CandidateKind::Mapped, addr: v4 }],
+                    tries: vec![Try { addr: v6, kind: None, sent: 1, answered: 2, arrived: 3, errno: 4 }],
+                    ..Side::default()
+                }),
             },
         ]
     }
@@ -612,6 +829,19 @@ mod tests {
         let report = PeerReport { peer: NodeId([1; 16]), direct: true, rtt_us: 1, rx_bytes: 1, tx_bytes: 1 };
         let stats = Control::Stats { rx_bytes: 1, tx_bytes: 1, peers: vec![report; STATS_PEERS_MAX] };
         assert!(stats.to_bytes().len() <= CONTROL_LEN_MAX, "{}", stats.to_bytes().len());
+        let routes = vec![PublishedRoute { member: [1; 8], subnet: subnet("fd00::/64") }; TABLE_PART];
+        let table = Control::RouteTable { version: 1, part: 0, parts: 8, routes };
+        assert!(table.to_bytes().len() <= CONTROL_LEN_MAX, "{}", table.to_bytes().len());
+    }
+
+    #[test]
+    fn a_subnet_with_host_bits_or_a_prefix_too_long_is_refused() {
+        let whole = Control::RouteOffer { have: 0, list: vec![subnet("10.1.0.0/16")] }.to_bytes();
+        for (at, byte) in [(14, 33), (14, 8), (13, 5)] {
+            let mut bad = whole.clone();
+            bad[at] = byte;
+            assert!(Control::decode_list(&bad).is_err(), "byte {at} = {byte}");
+        }
     }
 
     proptest! {

@@ -436,7 +436,7 @@ pub fn icmpv6_checksum(src: Ipv6Addr, dst: Ipv6Addr, message: &[u8]) -> u16 {
 }
 
 /// Starts an answer: to the sender of `request`, from `mac`, with the tag of `request`.
-fn write_header(request: &FrameView<'_>, mac: MacAddr, ethertype: u16, out: &mut Vec<u8>) {
+pub(crate) fn write_header(request: &FrameView<'_>, mac: MacAddr, ethertype: u16, out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(&request.src().0);
     out.extend_from_slice(&mac.0);

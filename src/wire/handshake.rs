@@ -115,16 +115,28 @@ impl Capabilities {
     pub const PARTIAL_CHECKSUMS: u32 = 1;
     /// Super-frames sealed whole, in fragments.
     pub const WHOLE: u32 = 2;
+    /// Single frames in fragments, where they are too long for the path.
+    pub const CUT: u32 = 4;
+    /// Answers `Ping` and `WhyAsk`.
+    pub const WORDS: u32 = 32;
     /// All that this program can.
-    pub const OURS: Self = Self(Self::PARTIAL_CHECKSUMS | Self::WHOLE);
+    pub const OURS: Self = Self(Self::PARTIAL_CHECKSUMS | Self::WHOLE | Self::CUT | Self::WORDS);
     pub const NONE: Self = Self(0);
 
     pub fn takes_partial_checksums(self) -> bool {
         self.0 & Self::PARTIAL_CHECKSUMS != 0
     }
 
+    pub fn has_words(self) -> bool {
+        self.0 & Self::WORDS != 0
+    }
+
     pub fn takes_whole(self) -> bool {
         self.0 & Self::WHOLE != 0
+    }
+
+    pub fn takes_cut(self) -> bool {
+        self.0 & Self::CUT != 0
     }
 }
 

@@ -16,6 +16,7 @@
 //! E6 COOKIE header, nonce 24, sealed cookie 32                             72 bytes
 //! E7 HINT   header only: "I have no such session"                          16 bytes
 //! E8 RELAY  header with a channel token, then one whole inner datagram
+//! EC        "where do you see me?" and its answer, without a session ([`observe`])                     64 bytes
 //! E9-EB     first contact with a token (Noise XXpsk3)                336, 208, 304 bytes
 //! ```
 //!
@@ -31,7 +32,12 @@ pub mod handshake;
 pub mod header;
 pub mod igd;
 pub mod join;
+pub mod lan;
+pub mod nat;
 pub mod natpmp;
+pub mod observe;
 pub mod pcp;
 pub mod relay;
+pub mod stun;
 pub mod vnet;
+pub mod why;

@@ -5,16 +5,20 @@
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a load has a pace, and figures are printed")]
 
+mod absurd;
 mod clock;
 #[path = "../shared/crowd.rs"]
 mod crowd;
 mod device;
+mod fallback;
 mod leases;
 mod load;
 mod panics;
 mod process;
+mod roaming;
 mod server;
 mod stage;
 mod start;
 #[path = "../shared/turn.rs"]
 mod turn;
+mod wall;

@@ -11,8 +11,20 @@ use serde_json::json;
 use crate::load::Load;
 use crate::stage::{SOON, Stage, alone, is_long, ms, status, until};
 
-const CLIENT: [&str; 9] =
-    ["tap_reader", "udp_path", "peer_table", "server_link", "mac_learning", "upnp", "names", "stats", "control"];
+const CLIENT: [&str; 12] = [
+    "tap_reader",
+    "udp_path",
+    "tcp_dial",
+    "peer_table",
+    "server_link",
+    "mac_learning",
+    "neighbours",
+    "upnp",
+    "names",
+    "routes",
+    "stats",
+    "control",
+];
 const SERVER: [&str; 8] = ["coordinator", "relay", "store", "udp_path", "tcp_path", "upnp", "stats", "control"];
 /// Between two panics of one actor.
 const ROUND: Duration = Duration::from_millis(3500);

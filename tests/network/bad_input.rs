@@ -104,6 +104,9 @@ fn a_client_that_cannot_start_says_why_in_one_line_and_touches_nothing() {
     refused("no TUN device", &client(&hidden, &[]), 1, &["/dev/net/tun"]);
     let unprivileged = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
     refused("no privilege", &client(&unprivileged, &[]), 1, &["not permitted", "root"]);
+    let closed = "mount -t tmpfs none /dev/net && mknod -m 000 /dev/net/tun c 10 200 && exec setpriv \"$@\"";
+    let closed = [&["unshare", "-m", "sh", "-c", closed, "sh"], &unprivileged[1..]].concat();
+    refused("a closed TUN device", &client(&closed, &[]), 1, &["closed to this user", "chmod 666 /dev/net/tun"]);
     refused("usage", &client(&[], &["--mtu", "12"]), 2, &["--mtu", "576"]);
     refused("mistyped join line", &client(&[], &["--join", "eps://host/aaaa/bbbb"]), 2, &["--join"]);
     assert_eq!(files(&ada), before);

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::crowd::{Guest, holders, run};
 use crate::lab::{BIN, SERVER, World, address, beside, complaints, has_program, join, pid, program, text, until};
+use crate::mtu::{Narrow, named_at_bob};
 
 #[test]
 fn help_and_version_answer_at_the_program_and_at_both_roles() {
@@ -65,12 +66,38 @@ fn values_that_are_left_out_are_the_paths_of_the_manual_wherever_the_option_stan
     }
     let _turn = beside();
     let world = World::new();
-    start_in_own_var_log(&world.server, "--scorecard --sequential --log");
-    for (file, part) in [("eps_server.stats", "\"schema\""), ("eps_server.log", "SIGUSR1: status")] {
+    start_in_own_var_log(&world.server, "--scorecard --graphviz --sequential --log");
+    for (file, part) in
+        [("eps_server.stats", "\"schema\""), ("eps.gv", "graph \""), ("eps_server.log", "SIGUSR1: status")]
+    {
         let path = in_var_log(&world.server, file);
         until(file, || {
             world.server.ask_status().expect("asked");
             fs::read_to_string(&path).is_ok_and(|text| text.contains(part))
+        });
+    }
+}
+
+#[test]
+fn uplink_and_multipath_are_what_the_client_does() {
+    if !can_make_networks() {
+        return;
+    }
+    let _turn = beside();
+    let mut world = World::new();
+    let line = world.start_server(&[]);
+    let (ada, bob) = (world.client("ada"), world.client("bob"));
+    join(&ada, &line, &["--uplink", "eth0,eth7", "--multipath", "bonded"]);
+    let to = join(&bob, &line, &["--uplink", "198.51.100.3"]);
+    crate::lab::ping(&ada, &bob, to);
+    crate::lab::wait_for_direct(&ada, "bob");
+    let mode = |node: &Node| node.control(&json!({"command": "paths"})).expect("paths")["peers"][0]["mode"].clone();
+    assert_eq!((mode(&ada), mode(&bob)), (json!("bonded"), json!("redundant-small")));
+    for (node, uplink) in [(&ada, "eth0"), (&bob, "198.51.100.3")] {
+        until("the path by the uplink", || {
+            let reply = node.control(&json!({"command": "paths"})).expect("paths");
+            let paths = reply["peers"][0]["paths"].as_array().expect("a list").clone();
+            paths.iter().any(|path| path["uplink"] == uplink && path["state"] == "active")
         });
     }
 }
@@ -113,6 +140,29 @@ fn of_several_servers_in_one_text_the_first_that_completes_is_kept() {
         assert!(log.contains(&format!("UDP to {part}")), "{part} in {log}");
     }
     println!("servers: the third of four is kept; {}", log.lines().last().unwrap_or_default());
+}
+
+#[test]
+fn nat_port_is_the_second_port_of_a_server_the_one_after_the_first_if_none_is_named() {
+    if !can_make_networks() {
+        return;
+    }
+    let _turn = beside();
+    for (more, held) in [
+        (&[][..], [true, false, false]),
+        (&["--port", "5000"], [false, true, false]),
+        (&["--nat-port", "5002"], [false, false, true]),
+        (&["--nat-port", "0"], [false; 3]),
+    ] {
+        let world = World::new();
+        world.start_server(more);
+        let ports = [43440, 5001, 5002u16];
+        let is_held = |port| world.server.ns.run(|| std::net::UdpSocket::bind((SERVER, port)).is_err());
+        assert_eq!(ports.map(is_held), held, "{more:?}");
+    }
+    let output = program(&["server", "--config", "none", "--nat-port", "43439"]);
+    let complaint = text(&output.stderr);
+    assert!(complaint.contains("--nat-port: \"43439\" is the port everybody knows"), "{complaint}");
 }
 
 #[test]
@@ -167,7 +217,7 @@ fn a_log_file_has_the_layout_of_the_manual_and_takes_what_the_terminal_would() {
     assert!(log.contains("\nserver: 192.168.43.0/24, "), "{log}");
     assert!(log.contains("\nactor ") && log.contains("coordinator"), "{log}");
     world.server.stop().expect("stopped");
-    assert!(read(&file).trim_end().ends_with("info - SIGTERM: ending"), "{}", read(&file));
+    assert!(read(&file).contains("info - SIGTERM: ending\n"), "{}", read(&file));
     assert!(!world.server.log().contains("SIGTERM"), "standard error has it, too");
 }
 
@@ -197,8 +247,11 @@ fn json_lines_have_a_time_with_a_zone_a_level_a_target_and_a_message() {
     start(&world.server, &["--log-format", "json"]);
     world.invite(true);
     world.server.stop().expect("stopped");
-    let last = world.server.log().lines().last().expect("a line").to_owned();
-    assert_eq!(serde_json::from_str::<Value>(&last).expect("JSON")["message"], "SIGTERM: ending");
+    // Between what it says to people.
+    let log = world.server.log();
+    let lines = log.lines().filter(|line| line.starts_with('{'));
+    let mut messages = lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON")["message"].clone());
+    assert!(messages.any(|message| message == "SIGTERM: ending"));
 }
 
 #[test]
@@ -293,7 +346,7 @@ fn sighup_takes_what_it_can_names_what_needs_a_restart_and_leaves_a_broken_file_
     fs::rename(&log, directory.join("moved.log")).expect("moved");
     let after = format!(
         "(advertise: [{SERVER:?}, \"vpn.example.org\"], log: {:?}, log_level: \"debug\", open: true, port: 5, \
-         invite_expiry: \"1h\", members: [(name: \"ada\", rights: [\"bridge\"]), (name: \"bob\", address: \
+         allow_routes: [\"ada=10.1.0.0/16\"], invite_expiry: \"1h\", members: [(name: \"ada\", rights: [\"bridge\"]), (name: \"bob\", address: \
          \"192.168.43.77\")])",
         log.display().to_string()
     );
@@ -347,6 +400,19 @@ fn sighup_gives_a_client_another_log_level() {
     });
     ada.ask_status().expect("asked");
     until("the status", || ada.log().contains("SIGUSR1: status\nclient ada: "));
+}
+
+#[test]
+fn mss_clamp_makes_segments_fit_the_path_unless_it_is_off() {
+    for (option, named) in [("--mss-clamp", 1206 - 40), ("--mss-clamp=false", 1376 - 40)] {
+        let Some(narrow) = Narrow::new(1376, &[option], beside) else { return };
+        narrow.carry(1280);
+        narrow.meet();
+        narrow.until_known(1280);
+        // The search goes on for a moment after the size is known.
+        until("the size that a connection names", || named_at_bob(&narrow) == named);
+        println!("{option}: a connection names segments of {named} octets");
+    }
 }
 
 #[test]

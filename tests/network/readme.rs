@@ -181,7 +181,9 @@ fn judge(command: &Readme) -> Result<(), String> {
         Some(script) if script.starts_with("tools/") => file(script),
         Some("python3") => file(words.get(1).map_or("", String::as_str)),
         // Other people's programs.
-        Some("apt" | "cat" | "circo" | "curl" | "dnf" | "dot" | "dpkg" | "journalctl" | "kill" | "promtool") => Ok(()),
+        Some("apt" | "cat" | "circo" | "curl" | "dnf" | "dot" | "dpkg" | "ip" | "journalctl" | "kill" | "promtool") => {
+            Ok(())
+        }
         Some("rpm" | "systemctl" | "tail") => Ok(()),
         first => Err(format!("this test does not know {first:?}")),
     }

@@ -9,8 +9,12 @@
 
 mod net;
 mod node;
+mod paths;
 mod random;
 mod scenarios;
+mod swizzle;
+mod traversal;
+mod words;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::Write as _;
@@ -52,6 +56,7 @@ enum Event {
 /// What is seen of the wire while somebody looks.
 pub struct Captured {
     pub from: Place,
+    pub at: Instant,
     pub to: SocketAddr,
     pub datagram: Vec<u8>,
 }
@@ -210,6 +215,16 @@ impl Sim {
         self.net.plug(Place::Client(client), self.sites[client], port, delay);
     }
 
+    /// A running client finds itself at another address.
+    pub fn move_client(&mut self, client: usize) {
+        self.note(&format!("{} moves", self.clients[client].name));
+        self.change_port(client);
+        let (host, now) = (self.net.addr(Place::Client(client)), self.now);
+        let mut out = VecDeque::new();
+        self.clients[client].moved(host, now, &mut self.rng, &mut out);
+        self.touched(Place::Client(client), out);
+    }
+
     pub fn kick(&mut self, client: usize) {
         let name = self.clients[client].name.clone();
         self.note(&format!("{name} is kicked"));
@@ -240,7 +255,7 @@ impl Sim {
     pub fn inject(&mut self, to: SocketAddr, datagram: Vec<u8>) {
         let at = self.net.addr(Place::Stranger);
         self.note(&format!("{at} sends {} bytes to {to}", datagram.len()));
-        self.put_on_wire(Place::Stranger, to, datagram);
+        self.put_on_wire((Place::Stranger, 0), to, datagram);
     }
 
     // --- frames ---
@@ -354,12 +369,13 @@ impl Sim {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Arrive(flight, datagram) => {
-                let Some(place) = self.net.arrive(&flight, self.now) else { return };
+                let Some((place, socket)) = self.net.arrive(&flight, self.now) else { return };
+                let from = (flight.from, socket);
                 let mut out = VecDeque::new();
                 match place {
-                    Place::Server => self.server.receive(flight.from, datagram, self.now, &mut out),
+                    Place::Server => self.server.receive(from, datagram, self.now, &mut out),
                     Place::Client(client) => {
-                        self.clients[client].receive(flight.from, datagram, self.now, &mut self.rng, &mut out);
+                        self.clients[client].receive(from, datagram, self.now, &mut self.rng, &mut out);
                     }
                     Place::Stranger => self.overheard.push(datagram),
                 }
@@ -401,7 +417,7 @@ impl Sim {
 
     fn act(&mut self, place: Place, effect: Effect) {
         match effect {
-            Effect::Send { to, datagram } => self.put_on_wire(place, to, datagram),
+            Effect::Send { socket, to, datagram } => self.put_on_wire((place, socket), to, datagram),
             Effect::Deliver(frame) => self.check_delivery(place, &frame),
             Effect::Granted(certificate) => self.check_lease(place, &certificate),
             Effect::Refused(refusal) => self.check_refusal(place, &refusal),
@@ -419,7 +435,7 @@ impl Sim {
         }
     }
 
-    fn put_on_wire(&mut self, place: Place, to: SocketAddr, datagram: Vec<u8>) {
+    fn put_on_wire(&mut self, (place, socket): (Place, u16), to: SocketAddr, datagram: Vec<u8>) {
         if self.trace_wire {
             let line = format!("{} -> {to}: {:02x} {} bytes", self.name(place), datagram[0], datagram.len());
             self.note(&line);
@@ -431,9 +447,9 @@ impl Sim {
         }
         self.check_counter(place, &datagram);
         if let Some(captured) = &mut self.capture {
-            captured.push(Captured { from: place, to, datagram: datagram.clone() });
+            captured.push(Captured { from: place, at: self.now, to, datagram: datagram.clone() });
         }
-        for (at, flight) in self.net.send(place, to, self.now, &mut self.rng) {
+        for (at, flight) in self.net.send((place, socket), to, self.now, &mut self.rng) {
             self.schedule(at, Event::Arrive(flight, datagram.clone()));
         }
     }

@@ -22,6 +22,8 @@ pub enum Place {
 pub enum Mapping {
     EndpointIndependent,
     AddressAndPortDependent,
+    /// The same, each port so much above the last one.
+    Stair(u16),
 }
 
 /// What a NAT lets in.
@@ -38,6 +40,10 @@ pub struct Nat {
     pub mapping: Mapping,
     pub filtering: Filtering,
     pub expiry: Duration,
+    /// Inside hosts reach each other by the outside address.
+    pub hairpin: bool,
+    /// What comes unasked is a connection to the router itself, and its port is not for the inside any more.
+    pub trap: bool,
 }
 
 impl Nat {
@@ -46,6 +52,8 @@ impl Nat {
         mapping: Mapping::EndpointIndependent,
         filtering: Filtering::AddressAndPort,
         expiry: Duration::from_secs(60),
+        hairpin: true,
+        trap: false,
     };
     /// What offices and carriers have: no hole can be punched between two of these.
     pub const HARD: Self = Self { mapping: Mapping::AddressAndPortDependent, ..Self::HOME };
@@ -58,7 +66,8 @@ impl Nat {
             1 => Filtering::Address,
             _ => Filtering::AddressAndPort,
         };
-        Self { mapping, filtering, expiry: Duration::from_secs(rng.random_range(30..180)) }
+        let expiry = Duration::from_secs(rng.random_range(30..180));
+        Self { mapping, filtering, expiry, hairpin: rng.random_bool(0.5), trap: rng.random_bool(0.2) }
     }
 }
 
@@ -89,6 +98,9 @@ struct Site {
     public: Ipv4Addr,
     nat: Option<Nat>,
     holes: Vec<Hole>,
+    /// Connections to the router itself: from where, to which port, since when.
+    trapped: Vec<(SocketAddr, u16, Instant)>,
+    next_port: u16,
 }
 
 struct Host {
@@ -117,6 +129,10 @@ pub struct Net {
     cuts: BTreeSet<(Place, Place)>,
 }
 
+/// Ports of the sockets that a host has beside its first one.
+const MORE_SOCKETS: u16 = 30_000;
+/// A connection to a router that nobody answers is forgotten (nf_conntrack_udp_timeout).
+const TRAPPED_FOR: Duration = Duration::from_secs(30);
 const LAN_DELAY: Duration = Duration::from_micros(500);
 
 impl Net {
@@ -134,7 +150,7 @@ impl Net {
     pub fn add_site(&mut self, nat: Option<Nat>) -> usize {
         let number = self.sites.len();
         let public = Ipv4Addr::new(203, 0, 113, number as u8 + 1);
-        self.sites.push(Site { public, nat, holes: Vec::new() });
+        self.sites.push(Site { public, nat, holes: Vec::new(), trapped: Vec::new(), next_port: 5000 });
         number
     }
 
@@ -186,14 +202,40 @@ impl Net {
         }
     }
 
-    /// A datagram leaves its host; when and as what it comes to the other end, if it does.
-    pub fn send(&mut self, sender: Place, to: SocketAddr, now: Instant, rng: &mut StdRng) -> Vec<(Instant, Flight)> {
+    /// A socket of a host at an address: 0 is the one that was plugged in, at a server 1 is the second port, others are
+    /// numbered from [`MORE_SOCKETS`] on.
+    fn socket_at(&self, site: Option<usize>, addr: SocketAddr) -> Option<(Place, u16)> {
+        if let Some(place) = self.place_of.get(&(site, addr)) {
+            return Some((*place, 0));
+        }
+        let (place, host) = self.hosts.iter().find(|(_, host)| host.site == site && host.addr.ip() == addr.ip())?;
+        match place {
+            Place::Server => (addr.port() == host.addr.port() + 1).then_some((*place, 1)),
+            Place::Client(_) | Place::Stranger => addr.port().checked_sub(MORE_SOCKETS).map(|socket| (*place, socket)),
+        }
+    }
+
+    /// A datagram leaves a socket of its host; when and as what it comes to the other end, if it does.
+    pub fn send(
+        &mut self,
+        (sender, socket): (Place, u16),
+        to: SocketAddr,
+        now: Instant,
+        rng: &mut StdRng,
+    ) -> Vec<(Instant, Flight)> {
         let Some(host) = self.hosts.get(&sender) else { return Vec::new() };
-        let (site, addr, delay) = (host.site, host.addr, host.delay);
-        if let Some(inside) = site.filter(|site| self.place_of.contains_key(&(Some(*site), to))) {
+        let (site, mut addr, delay) = (host.site, host.addr, host.delay);
+        if socket != 0 {
+            addr.set_port(MORE_SOCKETS + socket);
+        }
+        if let Some(inside) = site.filter(|site| self.socket_at(Some(*site), to).is_some()) {
             return vec![(now + LAN_DELAY, Flight { sender, from: addr, to, inside: Some(inside) })];
         }
         if is_private(to.ip()) {
+            return Vec::new();
+        }
+        let own = site.map(|site| &self.sites[site]).filter(|own| IpAddr::V4(own.public) == to.ip());
+        if own.and_then(|own| own.nat).is_some_and(|nat| !nat.hairpin) {
             return Vec::new();
         }
         let from = match site {
@@ -225,19 +267,19 @@ impl Net {
     }
 
     /// A datagram comes to the other end: who gets it, if anybody.
-    pub fn arrive(&mut self, flight: &Flight, now: Instant) -> Option<Place> {
+    pub fn arrive(&mut self, flight: &Flight, now: Instant) -> Option<(Place, u16)> {
         let place = match flight.inside {
-            Some(site) => self.place_of.get(&(Some(site), flight.to)).copied(),
-            None => match self.place_of.get(&(None, flight.to)) {
-                Some(place) => Some(*place),
+            Some(site) => self.socket_at(Some(site), flight.to),
+            None => match self.socket_at(None, flight.to) {
+                Some(found) => Some(found),
                 None => {
                     let site = self.sites.iter().position(|site| IpAddr::V4(site.public) == flight.to.ip())?;
                     let inside = self.sites[site].enter(flight.from, flight.to.port(), now)?;
-                    self.place_of.get(&(Some(site), inside)).copied()
+                    self.socket_at(Some(site), inside)
                 }
             },
         }?;
-        let pair = (flight.sender.min(place), flight.sender.max(place));
+        let pair = (flight.sender.min(place.0), flight.sender.max(place.0));
         (!self.cuts.contains(&pair)).then_some(place)
     }
 }
@@ -246,11 +288,26 @@ impl Site {
     fn leave(&mut self, inside: SocketAddr, to: SocketAddr, now: Instant, rng: &mut StdRng) -> SocketAddr {
         let Some(nat) = self.nat else { return inside };
         self.holes.retain(|hole| now.saturating_duration_since(hole.used) < nat.expiry);
-        let wanted = (nat.mapping == Mapping::AddressAndPortDependent).then_some(to);
-        let found = self.holes.iter().position(|hole| hole.inside == inside && hole.to == wanted);
+        self.trapped.retain(|(_, _, since)| now.saturating_duration_since(*since) < TRAPPED_FOR);
+        let mut wanted = (nat.mapping != Mapping::EndpointIndependent).then_some(to);
+        let find = |wanted| self.holes.iter().position(|hole| hole.inside == inside && hole.to == wanted);
+        let mut found = find(wanted);
+        if let Some(at) = found
+            && self.trapped.iter().any(|(from, port, _)| (*from, *port) == (to, self.holes[at].port))
+        {
+            (wanted, found) = (Some(to), find(Some(to)).filter(|_| wanted.is_none()));
+        }
         let at = found.unwrap_or_else(|| {
             let port = loop {
-                let port = 1024 + (rng.next_u32() % 60_000) as u16;
+                let port = match nat.mapping {
+                    Mapping::Stair(step) => {
+                        self.next_port = self.next_port.wrapping_add(step).max(1024);
+                        self.next_port
+                    }
+                    Mapping::EndpointIndependent | Mapping::AddressAndPortDependent => {
+                        1024 + (rng.next_u32() % 64_512) as u16
+                    }
+                };
                 if self.holes.iter().all(|hole| hole.port != port) {
                     break port;
                 }
@@ -264,8 +321,19 @@ impl Site {
         SocketAddr::new(self.public.into(), hole.port)
     }
 
-    fn enter(&self, from: SocketAddr, port: u16, now: Instant) -> Option<SocketAddr> {
+    fn enter(&mut self, from: SocketAddr, port: u16, now: Instant) -> Option<SocketAddr> {
         let nat = self.nat?;
+        let inside = self.hole_for(from, port, now, &nat);
+        if inside.is_none() && nat.trap {
+            self.trapped.push((from, port, now));
+        }
+        inside
+    }
+
+    fn hole_for(&self, from: SocketAddr, port: u16, now: Instant, nat: &Nat) -> Option<SocketAddr> {
+        if self.trapped.iter().any(|(trapped, at, _)| (*trapped, *at) == (from, port)) {
+            return None;
+        }
         let hole = self.holes.iter().find(|hole| hole.port == port)?;
         let open = now.saturating_duration_since(hole.used) < nat.expiry
             && match nat.filtering {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eps_actor::counters::DropReason;
-use eps_actor::ids::{ChannelToken, Endpoint, MacAddr, NetworkId, PeerIdx, PublicKey, Route, SessionIndex};
+use eps_actor::ids::{ChannelToken, Endpoint, MacAddr, NetworkId, PeerIdx, PublicKey, Route, SessionIndex, UplinkId};
+use eps_actor::proto::asking::{Answer, Question};
 use eps_actor::proto::coordinator::{self, Coordinator, Settings};
 use eps_actor::proto::crypto::{Signer, Suites, Trust};
 use eps_actor::proto::fdb::Fdb;
@@ -16,11 +17,13 @@ use eps_actor::proto::forward::{self, Egress, EgressFacts, Ingress};
 use eps_actor::proto::lease::{Order, Pool, PoolConfig};
 use eps_actor::proto::link::{Node, no_psk};
 use eps_actor::proto::map::MemberMap;
+use eps_actor::proto::nat::NatReport;
 use eps_actor::proto::noise::Identity;
 use eps_actor::proto::peers::{self, PeerDescription, Peers, credentials};
+use eps_actor::proto::punch::SPRAY_OPEN;
 use eps_actor::proto::records::{MemberRecord, NetworkRecord, StoreOp, StoredState};
 use eps_actor::proto::server_link::{self, Pinned, Refusal, ServerLink};
-use eps_actor::proto::session::{Epoch, Session};
+use eps_actor::proto::session::{Epoch, Owner, Session};
 use eps_actor::view::FdbView;
 use eps_actor::wire::cert::{CERT_LEN, Certificate};
 use eps_actor::wire::control::{Candidate, CandidateKind};
@@ -43,7 +46,9 @@ const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 /// What a node did.
 #[derive(Debug)]
 pub enum Effect {
+    /// From one of the host's sockets, see [`Net`](super::net::Net).
     Send {
+        socket: u16,
         to: SocketAddr,
         datagram: Vec<u8>,
     },
@@ -111,6 +116,8 @@ pub struct Client {
     pub run: Option<Run>,
     /// It was told to stay away; the program has ended.
     pub refused: Option<Refusal>,
+    /// Answers of peers to what was asked.
+    pub told: BTreeMap<u64, Answer>,
 }
 
 /// One life of a client's process.
@@ -126,10 +133,17 @@ pub struct Run {
     epoch: Epoch,
     host: SocketAddr,
     observed: Option<SocketAddr>,
+    pub nat: NatReport,
     pub attached_at: Option<Instant>,
     pub drops: BTreeMap<DropReason, u64>,
     dirty: bool,
     hints: (Option<Instant>, u32),
+    /// Sockets used beside the first one, by number.
+    sockets: u16,
+    /// The first of those that wait for a hole, until when, and for whom.
+    waiting: Option<(u16, Instant, PeerIdx)>,
+    /// Those that found one: the socket, and the number of the uplink that it became.
+    pub punched: Vec<(u16, UplinkId)>,
 }
 
 impl Client {
@@ -147,6 +161,7 @@ impl Client {
             disk: ClientDisk::default(),
             run: None,
             refused: None,
+            told: BTreeMap::new(),
         }
     }
 
@@ -172,10 +187,14 @@ impl Client {
             epoch: Epoch(now),
             host,
             observed: None,
+            nat: NatReport::default(),
             attached_at: None,
             drops: BTreeMap::new(),
             dirty: true,
             hints: (None, 0),
+            sockets: 1000,
+            waiting: None,
+            punched: Vec::new(),
         };
         // A client that was pinned and stopped before it had its lease has no certificate yet.
         if let Some(pinned) = self.disk.pinned {
@@ -222,10 +241,24 @@ impl Client {
         self.drain(now, rng, out);
     }
 
+    /// It is told that it has another address.
+    pub fn moved(&mut self, host: SocketAddr, now: Instant, rng: &mut StdRng, out: &mut VecDeque<Effect>) {
+        let Some(run) = &mut self.run else { return };
+        (run.host, run.observed) = (host, None);
+        run.link.set_candidates(vec![Candidate { kind: CandidateKind::Host, addr: host }]);
+        run.say_candidates(now);
+        run.link.uplinks_changed(now);
+        self.drain(now, rng, out);
+        if let Some(peers) = self.run.as_mut().and_then(|run| run.peers.as_mut()) {
+            peers.uplinks_changed(true, now);
+        }
+        self.drain(now, rng, out);
+    }
+
     /// A datagram from the socket.
     pub fn receive(
         &mut self,
-        from: SocketAddr,
+        (from, socket): (SocketAddr, u16),
         mut datagram: Vec<u8>,
         now: Instant,
         rng: &mut StdRng,
@@ -233,7 +266,9 @@ impl Client {
     ) {
         let server = self.server;
         let Some(run) = &mut self.run else { return };
-        if let Err(reason) = run.receive(Endpoint::udp(from), server, &mut datagram, now, out) {
+        let Some(uplink) = run.uplink_of(socket, &datagram, now) else { return };
+        let from = Endpoint { uplink, addr: from };
+        if let Err(reason) = run.receive(from, server, &mut datagram, now, out) {
             *run.drops.entry(reason).or_default() += 1;
         }
         self.drain(now, rng, out);
@@ -243,6 +278,20 @@ impl Client {
     pub fn egress(&mut self, frame: &[u8], now: Instant, rng: &mut StdRng, out: &mut VecDeque<Effect>) {
         let Some(run) = &mut self.run else { return };
         run.egress(frame, now, out);
+        self.drain(now, rng, out);
+    }
+
+    /// Somebody asks a peer something.
+    pub fn ask(
+        &mut self,
+        (idx, question, id, end): (PeerIdx, Question, u64, Instant),
+        now: Instant,
+        rng: &mut StdRng,
+        out: &mut VecDeque<Effect>,
+    ) {
+        if let Some(peers) = self.run.as_mut().and_then(|run| run.peers.as_mut()) {
+            peers.ask(idx, question, id, end, now);
+        }
         self.drain(now, rng, out);
     }
 
@@ -276,7 +325,19 @@ impl Client {
         use server_link::Output;
         let Some(run) = &mut self.run else { return };
         match output {
-            Output::Send { to, datagram } => out.push_back(Effect::Send { to: to.addr, datagram }),
+            Output::Send { to, datagram } => out.push_back(Effect::Send { socket: 0, to: to.addr, datagram }),
+            Output::SendFresh { to, datagram } => {
+                run.sockets += 1;
+                out.push_back(Effect::Send { socket: run.sockets, to: to.addr, datagram });
+            }
+            Output::Nat(report) => {
+                out.push_back(Effect::Note(format!("{report:?}")));
+                run.nat = report;
+                if let Some(peers) = &mut run.peers {
+                    peers.set_nat(run.nat.clone());
+                }
+                run.say_candidates(now);
+            }
             Output::SessionsChanged => run.dirty = true,
             Output::Pinned(pinned) => {
                 self.disk.pinned = Some(pinned);
@@ -284,6 +345,9 @@ impl Client {
                 let peers = self.make_peers(pinned, epoch, now, rng);
                 let Some(run) = &mut self.run else { return };
                 run.peers = Some(peers);
+                if let Some(peers) = &mut run.peers {
+                    peers.set_nat(run.nat.clone());
+                }
                 run.say_candidates(now);
             }
             Output::Leased { certificate, .. } => {
@@ -309,6 +373,8 @@ impl Client {
                 }
                 out.push_back(Effect::Note("detached".into()));
             }
+            // There is no TCP here.
+            Output::Connect(_) | Output::Suspected => {}
             Output::Passed(message) => {
                 if let Some(peers) = &mut run.peers {
                     peers.handle_server(message, now);
@@ -331,7 +397,16 @@ impl Client {
         use peers::Output;
         let Some(run) = &mut self.run else { return };
         match output {
-            Output::Send { route, datagram } => out.push_back(Effect::send(route, datagram)),
+            Output::Send { route, datagram } | Output::SendUnfragmented { route, datagram } => {
+                out.push_back(run.send(route, datagram));
+            }
+            Output::OpenSockets { peer, to, datagrams } => {
+                run.waiting = Some((run.sockets + 1, now + SPRAY_OPEN, peer));
+                for datagram in datagrams {
+                    run.sockets += 1;
+                    out.push_back(Effect::Send { socket: run.sockets, to, datagram });
+                }
+            }
             Output::ToServer(message) => run.link.say(&message),
             Output::Changed => run.dirty = true,
             Output::Ready(idx) => {
@@ -347,6 +422,17 @@ impl Client {
                 if let Some(peers) = &run.peers {
                     self.disk.map = Some(peers.save());
                     self.disk.epoch = peers.network_epoch();
+                }
+            }
+            Output::Answered { id, answer } => {
+                out.push_back(Effect::Note(format!("question {id}: {answer:?}")));
+                self.told.insert(id, answer);
+            }
+            Output::Asked { peer, nonce } => {
+                if let Some(peers) = &mut run.peers
+                    && let Some(side) = peers.account(peer)
+                {
+                    peers.tell_account(peer, nonce, side);
                 }
             }
             Output::Event(event) => out.push_back(Effect::Note(format!("{event:?}"))),
@@ -371,8 +457,40 @@ impl Run {
         let host = Candidate { kind: CandidateKind::Host, addr: self.host };
         let observed = self.observed.filter(|addr| *addr != self.host);
         let observed = observed.map(|addr| Candidate { kind: CandidateKind::Observed, addr });
+        let predicted = self.nat.predicted.map(|addr| Candidate { kind: CandidateKind::Predicted, addr });
         if let Some(peers) = &mut self.peers {
-            peers.set_candidates([host].into_iter().chain(observed).collect(), now);
+            peers.set_candidates([host].into_iter().chain(observed).chain(predicted).collect(), now);
+        }
+    }
+
+    /// By which uplink a datagram came; `None` at a socket that is closed. Who opens a session through one that waits
+    /// makes it an uplink, as the actor does.
+    fn uplink_of(&mut self, socket: u16, datagram: &[u8], now: Instant) -> Option<UplinkId> {
+        if socket == 0 {
+            return Some(UplinkId::UDP4);
+        }
+        if let Some((_, uplink)) = self.punched.iter().find(|(punched, _)| *punched == socket) {
+            return Some(*uplink);
+        }
+        let (first, until, peer) = self.waiting?;
+        let header = SealedHeader::parse(datagram).ok().filter(|header| header.kind == Kind::Ctrl)?;
+        let is_theirs = self.sessions.get(&header.receiver).is_some_and(|s| s.owner == Owner::Peer(peer));
+        if socket < first || now > until || !is_theirs {
+            return None;
+        }
+        self.waiting = None;
+        let uplink = UplinkId(UplinkId::PUNCHED.start() + self.punched.len() as u8);
+        self.punched.push((socket, uplink));
+        Some(uplink)
+    }
+
+    fn send(&self, route: Route, datagram: Vec<u8>) -> Effect {
+        let punched = self.punched.iter().find(|(_, uplink)| *uplink == route.endpoint.uplink);
+        match Effect::send(route, datagram) {
+            Effect::Send { to, datagram, .. } => {
+                Effect::Send { socket: punched.map_or(0, |(socket, _)| *socket), to, datagram }
+            }
+            other => other,
         }
     }
 
@@ -410,8 +528,12 @@ impl Run {
             let mut datagram = vec![0; Session::sealed_len(frame.len(), usize::MAX)];
             datagram[HEADER_LEN..HEADER_LEN + frame.len()].copy_from_slice(&frame);
             if session.seal_frame(false, &mut datagram, frame.len()).is_ok() {
+                // What the data path counts.
+                member.iter().flat_map(|member| &member.paths).filter(|path| path.route == route).for_each(|path| {
+                    path.meter.sent(1, datagram.len() as u64);
+                });
                 session.meter.transmitted(1, frame.len() as u64, self.epoch.ms(now));
-                out.push_back(Effect::send(route, datagram));
+                out.push_back(self.send(route, datagram));
                 return;
             }
         }
@@ -510,6 +632,10 @@ impl Run {
         }
         let eps_actor::proto::session::Owner::Peer(idx) = session.owner else { return Err(DropReason::Malformed) };
         let member = self.members.get(&idx).ok_or(DropReason::UnknownPeer)?;
+        if let Some(path) = member.paths.iter().find(|path| path.route == route) {
+            path.meter.came(1, frame.len() as u64);
+            path.meter.heard(self.epoch.ms(now));
+        }
         if member.route != Some(route) {
             peers.seen_from(idx, route, now);
         }
@@ -531,7 +657,7 @@ impl Run {
         self.hints.1 += 1;
         if self.hints.1 <= 10 {
             let hint = Hint { reason: HintReason::NoSession, index: header.receiver, counter: header.counter };
-            out.push_back(Effect::send(route, hint.to_bytes().to_vec()));
+            out.push_back(self.send(route, hint.to_bytes().to_vec()));
         }
     }
 
@@ -546,7 +672,7 @@ impl Effect {
             Some(token) => [&relay::header(token)[..], &datagram].concat(),
             None => datagram,
         };
-        Self::Send { to: route.endpoint.addr, datagram }
+        Self::Send { socket: 0, to: route.endpoint.addr, datagram }
     }
 }
 
@@ -604,6 +730,8 @@ pub struct Server {
     signer: [u8; 32],
     pub key: PublicKey,
     pub open: bool,
+    /// 0 for none.
+    pub second_port: u16,
     pub disk: Disk,
     pub run: Option<ServerRun>,
 }
@@ -621,7 +749,15 @@ impl Server {
         let (secret, signer) = (seed(rng), seed(rng));
         let network = NetworkRecord { id: NetworkId(rng.next_u64()), version: 0, epoch: 1, next_serial: 1, boots: 0 };
         let state = StoredState { network: Some(network), ..StoredState::default() };
-        Self { secret, signer, key: identity(&secret).public, open, disk: Disk { state }, run: None }
+        Self {
+            secret,
+            signer,
+            key: identity(&secret).public,
+            open,
+            second_port: super::PORT + 1,
+            disk: Disk { state },
+            run: None,
+        }
     }
 
     pub fn start(&mut self, now: Instant, rng: &mut StdRng) {
@@ -637,7 +773,13 @@ impl Server {
             network_id: network.id,
         });
         let pool = pool.expect("the pool's settings are good");
-        let settings = Settings { open: self.open, rights: BTreeMap::new(), prefix4: 24, prefix6: 64 };
+        let settings = Settings {
+            open: self.open,
+            rights: BTreeMap::new(),
+            prefix4: 24,
+            prefix6: 64,
+            second_port: self.second_port,
+        };
         let signer = Signer::from_seed(&Zeroizing::new(self.signer));
         let parts = (node, signer, pool, settings);
         let core = Coordinator::new(parts, network, self.disk.state.clone(), (now, 1_700_000_000), seed(rng));
@@ -655,9 +797,16 @@ impl Server {
         }
     }
 
-    pub fn receive(&mut self, from: SocketAddr, mut datagram: Vec<u8>, now: Instant, out: &mut VecDeque<Effect>) {
+    pub fn receive(
+        &mut self,
+        (from, socket): (SocketAddr, u16),
+        mut datagram: Vec<u8>,
+        now: Instant,
+        out: &mut VecDeque<Effect>,
+    ) {
         let Some(run) = &mut self.run else { return };
-        let from = Endpoint::udp(from);
+        let uplink = if socket == 0 { UplinkId::UDP4 } else { UplinkId::OBSERVER4 };
+        let from = Endpoint { uplink, addr: from };
         if Kind::of(&datagram) == Some(Kind::Relay) {
             run.relay(from, datagram, out);
         } else {
@@ -692,7 +841,7 @@ impl ServerRun {
         }
         if let Some(to) = self.placed.get(&other) {
             relay::rewrite(&mut datagram, other_token);
-            out.push_back(Effect::Send { to: to.addr, datagram });
+            out.push_back(Effect::Send { socket: 0, to: to.addr, datagram });
         }
     }
 
@@ -700,7 +849,7 @@ impl ServerRun {
         use coordinator::Output;
         while let Some(output) = self.core.poll_output() {
             match output {
-                Output::Send { to, datagram } => out.push_back(Effect::Send { to: to.addr, datagram }),
+                Output::Send { to, datagram } => out.push_back(Effect::Send { socket: 0, to: to.addr, datagram }),
                 Output::Store { id, ops } => out.push_back(Effect::Store { id, ops }),
                 Output::SessionsChanged => {}
                 Output::Channel { one, other } => {

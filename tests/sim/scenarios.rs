@@ -17,7 +17,8 @@ fn frames_go_by_relay_first_and_then_directly() {
     let [ben] = sim.home(Nat::HOME, ["ben"]);
     sim.start();
 
-    sim.ping(anna, ben);
+    let first = sim.send(anna, ben);
+    sim.expect("a frame arrives", secs(5), |sim| sim.arrived(first, ben));
     assert!(!sim.is_direct(anna, ben), "a hole takes longer than the relay");
     let took = sim.expect("a direct path", secs(5), |sim| sim.is_direct(anna, ben) && sim.is_direct(ben, anna));
     sim.ping(anna, ben);
@@ -433,7 +434,7 @@ fn when_the_first_messages_of_both_are_lost_they_find_each_other_all_the_same() 
 
 #[test]
 fn frames_return_to_the_relay_when_the_direct_path_goes_dark_and_leave_it_again() {
-    let mut sim = Sim::new(18);
+    let mut sim = Sim::new(17);
     let [anna] = sim.home(Nat::HOME, ["anna"]);
     let [ben] = sim.home(Nat::HOME, ["ben"]);
     sim.start();
@@ -522,7 +523,7 @@ fn secs(seconds: u64) -> Duration {
 
 impl Sim {
     /// A frame there and one back, each within two seconds; how long both took.
-    fn ping(&mut self, one: usize, other: usize) -> Duration {
+    pub(super) fn ping(&mut self, one: usize, other: usize) -> Duration {
         let there = self.send(one, other);
         let took = self.expect("a frame arrives", secs(5), |sim| sim.arrived(there, other));
         let back = self.send(other, one);

@@ -43,7 +43,7 @@ pub fn run(out: &mut dyn Write) -> Result<u8> {
 }
 
 /// Gets the rights to make namespaces; true if that took a user namespace. Checks for TAP devices, too.
-fn prepare() -> Result<bool> {
+pub(super) fn prepare() -> Result<bool> {
     let unprivileged = !has_capabilities()?;
     if unprivileged {
         enter_user_namespace().with_context(|| format!("cannot make a user namespace ({ADVICE})"))?;
@@ -51,9 +51,7 @@ fn prepare() -> Result<bool> {
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
     tun.map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied => {
-            anyhow::anyhow!(
-                "no permission to open /dev/net/tun: run `sudo eps-actor demo`, or `chmod 0666 /dev/net/tun`"
-            )
+            anyhow::anyhow!("no permission to open /dev/net/tun: run it with sudo, or `chmod 0666 /dev/net/tun`")
         }
         _ => anyhow::anyhow!(
             "cannot open /dev/net/tun ({error}): load it with `modprobe tun`; a container must be given it"
@@ -71,7 +69,7 @@ fn has_capabilities() -> Result<bool> {
 }
 
 /// Some distributions let anybody make a user namespace, and then nothing in it.
-fn explain(error: anyhow::Error) -> anyhow::Error {
+pub(super) fn explain(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref() {
         Some(NetnsError::NotPermitted(source)) => {
             anyhow::anyhow!("cannot make network namespaces: {source} ({ADVICE})")
@@ -81,7 +79,7 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
 }
 
 /// Has a signal end the demo in order, or by force where that takes too long.
-fn end_on_signal(mut signals: StopSignals, directory: PathBuf) -> Result<()> {
+pub(super) fn end_on_signal(mut signals: StopSignals, directory: PathBuf) -> Result<()> {
     let watch = move || {
         if smol::block_on(signals.next()).is_ok() {
             interrupt();
@@ -370,7 +368,7 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN, by their bits in linux/capability.h.
 const CAPABILITIES: u64 = 1 << 12 | 1 << 13 | 1 << 21;
 
-const ADVICE: &str = "run `sudo eps-actor demo`, or allow unprivileged user namespaces: \
+const ADVICE: &str = "run it with sudo, or allow unprivileged user namespaces: \
     `sysctl kernel.unprivileged_userns_clone=1` on Debian, \
     `sysctl kernel.apparmor_restrict_unprivileged_userns=0` on Ubuntu";
 

@@ -331,7 +331,7 @@ impl Node {
         let Some(reply) = self.poll(&json!({"command": "status"}))? else { return Ok(None) };
         match Status::read(&reply)? {
             Status::Client(status) => Ok(Some(status)),
-            Status::Server(_) | Status::Cloud(_) => bail!("{} is no client", self.name),
+            Status::Server(_) | Status::Cloud(_) | Status::Tunnel(_) => bail!("{} is no client", self.name),
         }
     }
 
@@ -339,7 +339,7 @@ impl Node {
     pub fn server_status(&self) -> Result<ServerStatus> {
         match Status::read(&self.control(&json!({"command": "status"}))?)? {
             Status::Server(status) => Ok(status),
-            Status::Client(_) | Status::Cloud(_) => bail!("{} is no server", self.name),
+            Status::Client(_) | Status::Cloud(_) | Status::Tunnel(_) => bail!("{} is no server", self.name),
         }
     }
 
