@@ -271,12 +271,14 @@ impl PeerTable {
                 .entry(peer.idx)
                 .or_insert_with(|| Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone())));
             let meter = |route| peer.paths.iter().find(|path| path.route == route).map(|path| path.meter.clone());
+            let fit = |path: &PathDescription| Fit::new(path.mtu, &path.route, self.shared.config.mss_clamp);
             let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet {
                 session,
                 route,
                 meter: meter(route).unwrap_or_default(),
                 plan: peer.plan.clone(),
-                fit: Fit::new(peer.mtu, &route, self.shared.config.mss_clamp),
+                // Whichever of them a frame takes.
+                fit: peer.paths.iter().filter(|path| path.carries).map(fit).reduce(Fit::least).unwrap_or(Fit::ANY),
             });
             handle.set_inlets(peer.paths.iter().map(inlet).collect());
             handle.set_outlet(outlet);

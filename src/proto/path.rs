@@ -558,7 +558,7 @@ impl Paths {
     }
 
     /// The routes that frames take.
-    fn carrying(&self) -> Vec<Route> {
+    pub fn carrying(&self) -> Vec<Route> {
         match self.plan() {
             Some(plan) => plan.ways.iter().map(|way| way.route).collect(),
             None => self.active.into_iter().collect(),

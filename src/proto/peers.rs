@@ -195,6 +195,8 @@ pub struct PathDescription {
     pub jitter: Option<Duration>,
     pub loss: Option<f64>,
     pub proven: Option<Instant>,
+    /// The largest packet that passed, where that was asked for.
+    pub mtu: Option<mtu::Known>,
     pub meter: Arc<PathMeter>,
 }
 
@@ -1027,7 +1029,7 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let after = peer.paths.active();
         let key = peer.key;
-        self.mtus.follow(idx, after, now);
+        self.mtus.follow(idx, peer.paths.carrying(), now);
         if let Some(PathEvent::Validated(route)) = event
             && route.is_direct()
         {
@@ -1221,7 +1223,7 @@ impl Peers {
     /// Asks which sizes of packets pass.
     fn run_sizes(&mut self, idx: PeerIdx, session: &Session, busy: bool, now: Instant) {
         let Some(peer) = self.peers.get(&idx) else { return };
-        self.mtus.follow(idx, peer.paths.active(), now);
+        self.mtus.follow(idx, peer.paths.carrying(), now);
         let rtt = |route: &Route| peer.paths.get(route).and_then(|path| path.srtt());
         let (trials, changed) = self.mtus.handle_timeout(idx, busy, rtt, now, &mut self.rng);
         for trial in trials {
@@ -1257,6 +1259,7 @@ impl Peers {
                     jitter: path.estimate.jitter(),
                     loss: path.estimate.loss(),
                     proven: path.proven,
+                    mtu: self.mtus.known(peer.idx, &path.route),
                     meter: path.meter.clone(),
                 });
                 let state = match route {

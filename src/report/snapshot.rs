@@ -171,6 +171,8 @@ pub struct PeerPath {
     pub jitter_ms: Option<f64>,
     pub loss_percent: Option<f64>,
     pub last_proof_seconds: Option<f64>,
+    /// The longest IP packet that passed, where frames go by it.
+    pub mtu: Option<u16>,
     /// Bytes of datagrams of the session.
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -493,6 +495,7 @@ fn path_part(shared: &ClientShared, path: &PathDescription, now: Instant) -> Pee
         jitter_ms: path.jitter.map(millis),
         loss_percent: path.loss.map(percent),
         last_proof_seconds: proof.map(|proof| seconds(now.saturating_duration_since(proof))),
+        mtu: path.mtu.map(|mtu| mtu.packet),
         rx_bytes: path.meter.rx_bytes.load(Relaxed),
         tx_bytes: path.meter.tx_bytes.load(Relaxed),
     }
