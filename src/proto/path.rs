@@ -402,6 +402,11 @@ impl Paths {
         self.list.iter().all(|path| path.state != State::Valid)
     }
 
+    /// Nobody answers by any way: frames that leave now most likely arrive nowhere.
+    pub fn is_lost(&self) -> bool {
+        !self.list.iter().any(|path| matches!(path.state, State::Valid | State::Suspect))
+    }
+
     /// Frames may come by several paths of about one kind.
     pub fn has_several(&self) -> bool {
         self.list.iter().filter(|path| path.route.is_direct() && path.state == State::Valid).count() > 1
