@@ -180,8 +180,10 @@ pub async fn why(request: &Value, shared: &ClientShared, table: &Address<PeerTab
     };
     let mut reply = tell(&facts, &judge(&facts));
     let fields = reply.as_object_mut().expect("it is one");
-    fields.insert("state".into(), peer.state.word().into());
-    fields.insert("path".into(), peer.way().map(|route| way(&route)).into());
+    // The paths take some seconds more to be given up.
+    let is_lost = peer.session.is_some() && facts.is_silent();
+    fields.insert("state".into(), if is_lost { PeerState::Lost } else { peer.state }.word().into());
+    fields.insert("path".into(), peer.way().filter(|_| !is_lost).map(|route| way(&route)).into());
     Ok(reply)
 }
 

@@ -85,6 +85,13 @@ pub struct Facts {
     pub theirs: Account,
 }
 
+impl Facts {
+    /// Whoever is asked and says nothing is not reached, however good the path was a moment ago.
+    pub fn is_silent(&self) -> bool {
+        self.theirs == Account::Silent && self.heard.is_none_or(|ago| ago >= FRESH)
+    }
+}
+
 /// One of the two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -194,9 +201,7 @@ pub fn judge(facts: &Facts) -> Verdict {
     if !ours.has(Side::DEVICE) {
         return Verdict::NoDevice;
     }
-    // Whoever is asked and says nothing is not reached, however good the path was a moment ago.
-    let is_gone = facts.theirs == Account::Silent && facts.heard.is_none_or(|ago| ago >= FRESH);
-    match facts.way.filter(|_| !is_gone) {
+    match facts.way.filter(|_| !facts.is_silent()) {
         Some(Way::Direct(to)) => Verdict::Direct { to, srtt: facts.srtt },
         Some(Way::Relay) => relayed(facts),
         None => unconnected(facts),
@@ -419,10 +424,11 @@ impl Verdict {
                 format!("the server says that {peer} is there, but it answers nothing, not even by the relay")
             }
             Self::Lost { heard } => {
-                let ago = heard.map(|ago| format!(", for {}", Seconds(ago.as_secs_f64()))).unwrap_or_default();
-                format!(
-                    "{peer} answers by no way any more{ago}, not even by the relay: it stopped, or has lost its network"
-                )
+                let what = match heard {
+                    Some(ago) => format!("nothing has come from {peer} for {}", Seconds(ago.as_secs_f64())),
+                    None => format!("nothing comes from {peer} any more"),
+                };
+                format!("{what}, neither directly nor by the relay: it stopped, or has lost its network")
             }
             Self::DirectOff(End::Ours) => "this machine's configuration has direct: false".into(),
             Self::DirectOff(End::Theirs) => format!("{peer}'s configuration has direct: false"),

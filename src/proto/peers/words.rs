@@ -43,6 +43,7 @@ impl Peers {
                 Question::Ping => peer.paths.wake(now),
                 Question::Why => peer.try_again(now),
             }
+            self.reschedule(idx);
         }
         self.want(idx, now);
         self.send_questions(idx, now);
