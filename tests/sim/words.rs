@@ -83,7 +83,7 @@ fn state(sim: &Sim, from: usize, to: usize) -> Option<PeerState> {
 #[test]
 fn a_peer_that_was_killed_is_soon_said_to_be_lost_and_is_found_when_it_is_back() {
     for (seed, nat, with_frames, limit) in
-        [(74, None, true, 9), (75, None, false, 30), (76, Some(Nat::HARD), true, 9), (77, Some(Nat::HARD), false, 30)]
+        [(74, None, true, 9), (75, None, false, 32), (76, Some(Nat::HARD), true, 9), (77, Some(Nat::HARD), false, 32)]
     {
         let mut sim = Sim::new(seed);
         let [anna, ben] = match nat {

@@ -217,7 +217,7 @@ impl Underlay {
     }
 
     /// The same with NATs of a kind, made in the router's namespace for its outside interface.
-    fn with_nats(nat_towards: impl Fn(&str) -> Result<(), NftError>) -> Result<Self> {
+    fn with_nats(nat_towards: fn(&str) -> Result<(), NftError>) -> Result<Self> {
         let [nat_a, nat_b] = [Netns::new()?, Netns::new()?];
         let internet = lan(&[(&nat_a, "wan", "198.51.100.11/24"), (&nat_b, "wan", "198.51.100.12/24")])?;
         let lan_a = lan(&[(&nat_a, "lan", "192.168.1.1/24")])?;
