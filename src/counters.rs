@@ -58,6 +58,8 @@ drop_reasons! {
     BadChannel = "bad_channel",
     /// An underlay address that lies inside the network itself.
     OverlayLoop = "overlay_loop",
+    /// A peer's probe or initiation that came directly, where our configuration has `direct: false`.
+    DirectOff = "direct_off",
     /// A frame shorter than an Ethernet header.
     Runt = "runt",
     /// A frame longer than the device's MTU allows.

@@ -364,6 +364,7 @@ impl PeerTable {
                 add(&counters.paths_lost, 1);
                 ("lost paths", format!("{peer}: {} does not answer", route.endpoint))
             }
+            Event::Lost { peer } => ("lost members", format!("{peer} is lost: it answers by no way any more")),
             Event::Left { peer } => ("members that left", format!("{peer} has left")),
             Event::Unreachable { peer } => ("unreachable members", format!("{peer} cannot be reached")),
             Event::OwnRevoked => {
@@ -393,7 +394,7 @@ impl PeerTable {
             .fold((0, 0), |(rx, tx), meter| (rx + meter.rx_bytes.load(Relaxed), tx + meter.tx_bytes.load(Relaxed)));
         let reports = peers
             .iter()
-            .filter(|peer| peer.session.is_some())
+            .filter(|peer| peer.session.is_some() && peer.state != PeerState::Lost)
             .map(|peer| PeerReport {
                 peer: peer.key.node_id(),
                 direct: peer.state == PeerState::Direct,

@@ -413,7 +413,7 @@ pub struct KickArguments {
 
 #[derive(Debug, Args)]
 pub struct PathsArguments {
-    /// The member, as `eps-actor members` shows it [default: all]
+    /// The member: its name, its address in the network, or its id [default: all]
     pub peer: Option<String>,
     /// Use several paths so until the client ends: best, redundant-small, redundant or bonded; without a member, for all
     /// that were not named

@@ -151,7 +151,7 @@ pub struct Peer {
     pub address6: Option<String>,
     pub mac: String,
     pub online: bool,
-    /// `direct`, `relay`, `searching`, `idle` or `offline`.
+    /// `direct`, `relay`, `searching`, `lost`, `idle` or `offline`.
     pub state: String,
     pub path: Option<String>,
     pub rtt_ms: Option<f64>,

@@ -313,6 +313,9 @@ fn client_notes(status: &ClientStatus) -> Vec<String> {
     if let Some(names) = in_state("searching") {
         notes.push(format!("no path yet to {names}"));
     }
+    if let Some(names) = in_state("lost") {
+        notes.push(format!("answered before, and does by no way any more: {names} (`eps-actor why NAME` says more)"));
+    }
     if let Some(names) = in_state("relay") {
         notes.push(format!("reached through the server, not directly: {names}"));
     }
@@ -419,6 +422,9 @@ lately:
         reply["server"]["last_contact_seconds"] = json!(12.2);
         reply["peers"][0]["state"] = json!("relay");
         reply["peers"][1]["state"] = json!("searching");
+        let mut gone = reply["peers"][1].clone();
+        (gone["name"], gone["state"]) = (json!("attic"), json!("lost"));
+        reply["peers"].as_array_mut().expect("a list").push(gone);
         reply["actors"][0]["restarts"] = json!(2);
         reply["actors"][0]["last_stop"] = json!("panicked: oh");
         let text = printed(&reply);
@@ -426,6 +432,7 @@ lately:
             text.ends_with(
                 "\nhealth:\n  not connected to the server for 12 s; peers stay reachable\n  \
                  no path yet to printer\n  \
+                 answered before, and does by no way any more: attic (`eps-actor why NAME` says more)\n  \
                  reached through the server, not directly: nas\n  \
                  TapReader was restarted 2 times: panicked: oh\n"
             ),

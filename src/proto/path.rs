@@ -450,6 +450,11 @@ impl Paths {
         self.list.iter().all(|path| path.state != State::Valid)
     }
 
+    /// Nobody answers by any way: frames that leave now most likely arrive nowhere.
+    pub fn is_lost(&self) -> bool {
+        !self.list.iter().any(|path| matches!(path.state, State::Valid | State::Suspect))
+    }
+
     /// Frames may come by several paths of about one kind.
     pub fn has_several(&self) -> bool {
         self.list.iter().filter(|path| path.route.is_direct() && path.state == State::Valid).count() > 1
@@ -547,6 +552,11 @@ impl Paths {
             }
             self.active = Some(route);
             self.list.iter_mut().for_each(|path| path.better = 0);
+            // What stood by was last asked perhaps 20 s ago; it is the next thing that is claimed to work.
+            let due = |path: &&mut Path| path.route == route && path.state == State::Valid;
+            if let Some(path) = self.list.iter_mut().find(due).filter(|path| path.measure_at > now + PROBE_BUSY) {
+                (path.measure_at, path.probe_at) = (now, now);
+            }
         }
         let suspect = |route: &Route| self.get(route).is_some_and(|path| path.state == State::Suspect);
         self.doubted = self.doubted.filter(suspect).filter(|route| self.active != Some(*route));
@@ -1215,6 +1225,27 @@ mod tests {
         world.answer(direct(7), None);
         world.run(Duration::from_secs(200));
         assert!(world.paths.get(&direct(7)).is_none(), "nobody announces it");
+    }
+
+    #[test]
+    fn an_unused_peer_that_dies_is_lost_in_half_a_minute_whatever_stood_by() {
+        let mut world = two(20, (relay(), 40));
+        world.flows = (false, false);
+        // Somewhere between two questions to each.
+        world.run(Duration::from_secs(47));
+        let killed = world.now;
+        [direct(1), relay()].into_iter().for_each(|route| world.answer(route, None));
+        while !world.paths.is_lost() {
+            world.run(Duration::from_millis(100));
+        }
+        println!("an unused peer is lost {:?} after it died", world.now - killed);
+        assert!(world.now - killed <= Duration::from_secs(32));
+        world.answer(relay(), Some(40));
+        let mended = world.now;
+        while world.paths.is_lost() {
+            world.run(Duration::from_millis(100));
+        }
+        assert!(world.now - mended <= Duration::from_secs(62), "it is asked on, ever more seldom");
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub fn answer_client(
                 let _ = shared.end.try_send(Ending::Left);
                 Ok(json!({ "left": true }))
             }
-            Some("paths") => paths(&request, &sampler, &table),
+            Some("paths") => paths(&request, &shared, &sampler, &table),
             Some("inject_panic") => inject(&request, &supervisor),
             other => Err(unknown(other, "client")),
         }
@@ -83,22 +83,25 @@ pub fn answer_client(
 }
 
 /// The paths to one peer or to all; with a `mode`, sets how they are used.
-fn paths(request: &Value, sampler: &Sampler, table: &Address<PeerTable>) -> Result<Value, String> {
-    let snapshot = sampler.take(Instant::now());
-    let snapshot::Role::Client(part) = &snapshot.role else { return Err("only a client has paths".into()) };
-    let named = request["peer"].as_str();
-    let meant: Vec<_> = part.peers.iter().filter(|peer| named.is_none_or(|name| peer.name == name)).collect();
-    if let (Some(name), true) = (named, meant.is_empty()) {
-        return Err(format!("no other member is called {name}; `eps-actor members` lists them"));
-    }
+fn paths(
+    request: &Value,
+    shared: &ClientShared,
+    sampler: &Sampler,
+    table: &Address<PeerTable>,
+) -> Result<Value, String> {
+    let named = request["peer"].as_str().map(|who| words::find(shared, who).map_err(|error| error.to_string()));
+    let named = named.transpose()?;
     if let Some(word) = request["mode"].as_str() {
         let mode = word.parse()?;
-        let peer = named.and_then(|_| meant.first()).map(|peer| peer.key);
-        if !cast(table, SetMode { peer, mode }) {
+        if !cast(table, SetMode { peer: named.as_ref().map(|peer| peer.key), mode }) {
             return Err("the peer table is busy; try again".into());
         }
-        return Ok(json!({ "peer": named, "mode": word }));
+        return Ok(json!({ "peer": named.map(|peer| peer.name), "mode": word }));
     }
+    let snapshot = sampler.take(Instant::now());
+    let snapshot::Role::Client(part) = &snapshot.role else { return Err("only a client has paths".into()) };
+    let is_meant = |peer: &&snapshot::Peer| named.as_ref().is_none_or(|named| peer.key == named.key);
+    let meant: Vec<_> = part.peers.iter().filter(is_meant).collect();
     Ok(json!({
         "peers": meant,
         "copies_sent_bytes": snapshot.totals.copies_sent_bytes,

@@ -27,7 +27,7 @@ use crate::messages::coordinator::NetworkDescription;
 use crate::proto::crypto::Suite;
 use crate::proto::nat::NatReport;
 use crate::proto::path::State;
-use crate::proto::peers::{PathDescription, PeerDescription, PeerState};
+use crate::proto::peers::{PathDescription, PeerDescription};
 use crate::wire::join::fingerprint;
 
 /// How often the Stats actor moves the window.
@@ -130,7 +130,7 @@ pub struct Peer {
     pub address6: Option<String>,
     pub mac: String,
     pub online: bool,
-    /// `direct`, `relay`, `searching`, `idle` or `offline`.
+    /// `direct`, `relay`, `searching`, `lost`, `idle` or `offline`.
     pub state: &'static str,
     pub path: Option<String>,
     pub rtt_ms: Option<f64>,
@@ -447,8 +447,8 @@ fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Pee
         address6: peer.certificate.ip6.map(|ip6| ip6.to_string()),
         mac: peer.certificate.mac.to_string(),
         online: peer.online,
-        state: state_word(peer.state),
-        path: peer.route.map(|route| route.endpoint.to_string()),
+        state: peer.state.word(),
+        path: peer.way().map(|route| route.endpoint.to_string()),
         rtt_ms: peer.srtt.map(|srtt| (srtt.as_secs_f64() * 1e6).round() / 1e3),
         path_mtu: peer.mtu.map(|mtu| mtu.packet),
         last_proof_seconds: proof.map(|proof| seconds(now.saturating_duration_since(proof))),
@@ -510,17 +510,7 @@ fn percent(part: f64) -> f64 {
 }
 
 /// The words for the states of peers, in the order of the best first.
-pub const PEER_STATES: [&str; 5] = ["direct", "relay", "searching", "idle", "offline"];
-
-fn state_word(state: PeerState) -> &'static str {
-    match state {
-        PeerState::Direct => "direct",
-        PeerState::Relay => "relay",
-        PeerState::Searching => "searching",
-        PeerState::Idle => "idle",
-        PeerState::Offline => "offline",
-    }
-}
+pub const PEER_STATES: [&str; 6] = ["direct", "relay", "searching", "lost", "idle", "offline"];
 
 pub(super) fn suite_word(suite: Suite) -> &'static str {
     match suite {

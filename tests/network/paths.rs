@@ -543,11 +543,17 @@ fn paths_are_listed_and_their_use_changed_while_they_run() {
     assert_eq!(of_peer(&pair.a.0, "bob")["mode"], "best");
     assert!(run(&["paths", "--mode", "bonded"]).status.success());
     until("the mode of all", || of_peer(&pair.a.0, "bob")["mode"] == "bonded");
+    // By name, address or id, as `ping` and `why` are asked.
     assert!(run(&["paths", "bob", "--mode", "redundant"]).status.success());
+    let bob = of_peer(&pair.a.0, "bob");
+    for who in ["BOB", bob["address"].as_str().expect("text"), bob["id"].as_str().expect("text")] {
+        let listed = text(&run(&["paths", who]).stdout);
+        assert!(listed.contains("direct 198.51.100.3:"), "{who}: {listed}");
+    }
     until("the mode of one", || of_peer(&pair.a.0, "bob")["mode"] == "redundant");
     assert!(run(&["paths", "--mode", "best"]).status.success());
     let refused = run(&["paths", "nobody"]);
-    assert!(!refused.status.success() && text(&refused.stderr).contains("no other member is called nobody"));
+    assert!(!refused.status.success() && text(&refused.stderr).contains("no member is called \"nobody\""));
     assert!(!run(&["paths", "bob", "--mode", "striped"]).status.success());
     // What was said survives the actor that it was said to.
     pair.a.0.control(&json!({"command": "inject_panic", "actor": "peer_table"})).expect("injected");

@@ -130,7 +130,7 @@ pub struct Run {
     sessions: BTreeMap<SessionIndex, Arc<Session>>,
     staged: BTreeMap<PeerIdx, VecDeque<Vec<u8>>>,
     pub own: Option<Certificate>,
-    epoch: Epoch,
+    pub epoch: Epoch,
     host: SocketAddr,
     observed: Option<SocketAddr>,
     pub nat: NatReport,
