@@ -235,6 +235,7 @@ impl PeerTable {
                     self.shared.map_version.store(version, Relaxed);
                     self.casts.map_at.cast(MapAt(version));
                 }
+                Output::Dropped(reason) => self.shared.views.counters.dropped(reason),
                 Output::Save => self.save(),
                 Output::OpenSockets { peer, to, datagrams } => self.open_sockets(peer, to, datagrams),
                 Output::Answered { id, answer } => self.shared.words.answer(id, answer),

@@ -15,10 +15,11 @@ use log::LevelFilter;
 use zeroize::Zeroizing;
 
 use crate::actors::supervisor;
-use crate::actors::tunnel_system::{SocketTrouble, run_tunnel};
+use crate::actors::tunnel_system::run_tunnel;
 use crate::config::tunnel::{PAIRS_MAX, PathPair, TUNNEL_TIMEOUT_SECONDS, TunnelConfig};
 use crate::config::{LogSettings, ScorecardFormat};
 use crate::logging;
+use crate::messages::tunnel::SocketTrouble;
 use crate::proto::tunnel::{End, Keys, SECRET_MIN};
 
 /// The exit code of multi_tun for arguments it does not take.

@@ -359,6 +359,14 @@ impl NetlinkWatch {
         Ok(Self { socket })
     }
 
+    /// One whose socket has failed.
+    #[cfg(test)]
+    pub(super) fn failing() -> Self {
+        // Of another kind, and connected to nobody: it can be read at once, and that fails.
+        let end = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        Self { socket: Async::new(end).expect("registered") }
+    }
+
     /// Waits for a change since the last call. Several changes in a row may count as one; what changed is to be read
     /// with [`Netlink`]. Safe to drop.
     pub async fn changed(&self) -> Result<(), NetlinkError> {

@@ -111,6 +111,8 @@ pub enum Output {
         peer: PeerIdx,
         nonce: u64,
     },
+    /// Count this.
+    Dropped(DropReason),
     Event(Event),
 }
 
@@ -587,8 +589,14 @@ impl Peers {
         candidates: Vec<Candidate>,
         now: Instant,
     ) {
-        let Ok(event) = self.map.put(entry, &mut self.trust) else { return };
-        let MapEvent::Put(key) = event else { return };
+        let key = match self.map.put(entry, &mut self.trust) {
+            Ok(MapEvent::Put(key)) => key,
+            Ok(MapEvent::Removed(_)) => return,
+            Err(reason) => {
+                self.outputs.push_back(Output::Dropped(reason));
+                return;
+            }
+        };
         let Some(idx) = self.peer_of(key, now) else { return };
         let server = self.server;
         let Some(peer) = self.peers.get_mut(&idx) else { return };
@@ -650,7 +658,11 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let known = peer.paths.get(&via).is_some();
         let new = !known && via.is_direct() && dialable;
-        if peer.link.session().is_some() && (known || (new && peer.may_take_up(now))) {
+        if peer.link.session().is_some() && (known || new) {
+            if new && !peer.may_take_up(now) {
+                self.outputs.push_back(Output::Dropped(DropReason::SightingFlood));
+                return;
+            }
             peer.paths.add_seen(via, now);
             peer.probing = true;
             self.note_sighting(via.endpoint.addr, now);

@@ -19,6 +19,7 @@ use super::args::NetcheckArguments;
 use super::ask::ask_role;
 use crate::config::{ClientOptions, Role, file_for, load_client};
 use crate::io::ask::{AskSocket, tcp_connect};
+use crate::io::names;
 use crate::io::netlink::{InterfaceAddress, Netlink, RouteEntry, source_towards};
 use crate::proto::gateway::Place;
 use crate::proto::netcheck::{Facts, Family, Filtering, How, Question, Server, Sight, mapping};
@@ -150,7 +151,7 @@ async fn resolve(names: &[(HostPort, bool)]) -> Vec<Server> {
     let found = names.iter().map(|(host, is_ours)| async move {
         let server =
             |addr, error| Server { name: host.to_string(), is_ours: *is_ours, addr, udp: None, tcp: None, error };
-        match smol::net::resolve((host.host.as_str(), host.port)).await {
+        match names::resolve(&host.host, host.port).await {
             Ok(addresses) => {
                 let first = |four| addresses.iter().find(|addr| addr.is_ipv4() == four);
                 [first(true), first(false)].into_iter().flatten().map(|addr| server(Some(*addr), None)).collect()
