@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::Result;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -23,6 +23,7 @@ use super::tunnel_paths::TunnelPaths;
 use crate::config::tunnel::{PathPair, TUNNEL_CONTROL, TunnelConfig};
 use crate::counters::Counters;
 use crate::ids::UplinkId;
+use crate::io::clock::unix_time;
 use crate::io::control_socket::ControlListener;
 use crate::io::names::look_up;
 use crate::io::netlink::{Netlink, NetlinkError, keep_addresses};
@@ -200,7 +201,7 @@ fn shared(config: TunnelConfig) -> Result<(Arc<TunnelShared>, Receiver<Ending>)>
 fn core(config: &TunnelConfig, now: Instant) -> Core {
     let Some(keys) = &config.keys else { return Core::plain(config.end, config.timeout, now) };
     // Above that of every earlier start, as long as the clock goes forward; nothing is kept on disk.
-    let boot = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let boot = unix_time().as_micros();
     let boot = u64::try_from(boot).unwrap_or(u64::MAX);
     let native = Native::new(config.end, keys, boot, usize::from(config.mtu()), rand::random(), now);
     Core::native(native, config.timeout, now)

@@ -15,7 +15,7 @@ use crate::config::Uplink;
 use crate::ids::UplinkId;
 use crate::io::follow::Following;
 use crate::io::netlink::{InterfaceAddress, Netlink, NetlinkError};
-use crate::io::udp::UdpUplink;
+use crate::io::udp::{SOCKET_BUFFER, UdpUplink};
 use crate::io::uplinks::Uplinks;
 use crate::messages::peer_table::UplinksChanged;
 use crate::messages::uplink_keeper::AddressesSeen;
@@ -24,8 +24,6 @@ use crate::proto::uplink_choice::{Place, Wanted, wanted};
 
 /// Changes of addresses come in bursts; an uplink that went is missed no later than this.
 const SETTLE: Duration = Duration::from_millis(20);
-/// As for the first sockets.
-const SOCKET_BUFFER: usize = 8 << 20;
 
 /// What the sockets that are there were made for; only the keeper writes it.
 pub type Held = Arc<Mutex<Vec<Wanted>>>;

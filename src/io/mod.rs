@@ -1,6 +1,7 @@
 //! Every syscall and every unsafe line.
 pub mod ask;
 pub mod batch;
+pub mod clock;
 pub mod control_socket;
 pub mod files;
 pub mod follow;

@@ -565,7 +565,7 @@ impl Peers {
                         && let Some(member) = self.map.get(key)
                         && !self.trust.holds(&member.certificate)
                     {
-                        self.close(idx, now);
+                        self.close(idx);
                     }
                 }
                 MapEvent::Removed(key) => {
@@ -903,7 +903,7 @@ impl Peers {
             }
             Control::Goodbye { .. } => {
                 let peer = self.name(idx);
-                self.close(idx, now);
+                self.close(idx);
                 self.event(Event::Left { peer });
             }
             Control::Broken { .. } => session.meter.whole.hold(self.epoch.ms(now)),
@@ -960,7 +960,7 @@ impl Peers {
             let holds = self.map.get(&peer.key).is_some_and(|member| self.trust.holds(&member.certificate));
             if !holds {
                 let peer = self.name(idx);
-                self.close(idx, now);
+                self.close(idx);
                 self.event(Event::Revoked { peer });
             } else if Some(idx) != from {
                 self.say(idx, &message);
@@ -1344,7 +1344,7 @@ impl Peers {
         }
     }
 
-    fn close(&mut self, idx: PeerIdx, _now: Instant) {
+    fn close(&mut self, idx: PeerIdx) {
         if let Some(peer) = self.peers.get_mut(&idx) {
             peer.link.close();
             peer.paths.clear();
