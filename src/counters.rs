@@ -102,6 +102,16 @@ drop_reasons! {
     NoEndpoint = "no_endpoint",
     /// Somebody who speaks to a tunnel is not made an endpoint: there are enough.
     EndpointsFull = "endpoints_full",
+    /// A datagram of ours for an address that nobody has answered from, above what may go there.
+    UnprovenBudget = "unproven_budget",
+    /// An address that a peer was only seen at, above what of those is tried.
+    SightingFlood = "sighting_flood",
+    /// A peer wants to be introduced to another through us, above what is passed on in a second.
+    IntroductionFlood = "introduction_flood",
+    /// A peer's question (a ping, or for our account of the pair), above what is answered.
+    QuestionFlood = "question_flood",
+    /// An announcement in the LAN, above what is heard in a second.
+    AnnouncementFlood = "announcement_flood",
 }
 
 macro_rules! counters {

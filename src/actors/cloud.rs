@@ -15,7 +15,9 @@ use xtra::{Actor, Context, Handler, Mailbox};
 use super::client::seed;
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::{Counters, add};
-use crate::io::netlink::{Netlink, NetlinkError, NetlinkWatch};
+use crate::io::follow::Following;
+use crate::io::names::resolve;
+use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::tap_slot::TapSlot;
 use crate::io::uplinks::Uplinks;
 use crate::messages::cloud::{CloudHeard, CloudLocal, CloudLookedUp, CloudSeen};
@@ -137,26 +139,18 @@ impl Cloud {
         let Some(HostPort { host, port }) = self.shared.connect.get(number).cloned() else { return };
         let tell = self.casts.looked_up.clone();
         self.tasks.push(smol::spawn(async move {
-            let found = smol::net::resolve((host.as_str(), port)).await.map_err(|error| error.to_string());
-            tell.cast(CloudLookedUp { number, found });
+            tell.cast(CloudLookedUp { number, found: resolve(&host, port).await });
         }));
     }
 
     /// Follows the machine's addresses.
     fn watch(&mut self) {
         let (tell, slot) = (self.casts.local.clone(), self.shared.slot.clone());
-        let Ok(netlink) = Netlink::open() else { return };
-        let watch = NetlinkWatch::open();
+        let mut network = Following::begin();
         self.tasks.push(smol::spawn(async move {
             loop {
-                match local(&netlink, &slot).await {
-                    Ok(found) => drop(tell.cast(found)),
-                    Err(error) => log::debug!("addresses of this machine: {error}"),
-                }
-                let Ok(watch) = &watch else { return };
-                if watch.changed().await.is_err() {
-                    return;
-                }
+                let netlink = network.changed().await;
+                network.looked(local(&netlink, &slot).await.map(|found| tell.cast(found)));
                 smol::Timer::after(SETTLE).await;
             }
         }));
@@ -260,7 +254,8 @@ impl Handler<CloudLookedUp> for Cloud {
                 self.unknown.remove(&number);
                 self.core.looked_up(number, addresses);
             }
-            Err(why) => {
+            Err(error) => {
+                let why = error.to_string();
                 let host = &self.shared.connect[number].host;
                 let text = format!("cloud: {host} cannot be looked up ({why}); it is tried again");
                 if self.unknown.insert(number, why.clone()).as_ref() != Some(&why) {

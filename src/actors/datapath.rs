@@ -5,7 +5,6 @@
 //! what was dropped is counted by its reason.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -32,6 +31,7 @@ use crate::proto::guard::{self, Rights};
 use crate::proto::multipath::{Plan, Way};
 use crate::proto::segment::{self, Checksums, PartialChecksum, Segmenter};
 use crate::proto::session::{Epoch, Owner, Session};
+use crate::proto::source_budget::SourceBudget;
 use crate::proto::too_big;
 use crate::proto::whole::{self, Assembly, Cut};
 use crate::view::{FdbView, Outlet, PeerEntry, PeerHandle, PeerView, SelfView, ServerView};
@@ -724,7 +724,7 @@ pub struct Ingress {
     /// One segment of a super-frame, for a device that takes no super-frames.
     segment: Vec<u8>,
     mac1_key: [u8; 32],
-    hints: HintBudget,
+    hints: SourceBudget,
     cloud: Option<CloudPort>,
 }
 
@@ -758,7 +758,7 @@ impl Ingress {
     /// `mac1_key` is of our own key.
     pub fn new(views: Views, uplinks: Uplinks, casts: IngressCasts, tap: TapTx, mac1_key: [u8; 32]) -> Self {
         let coalescer = Coalescer::new(Limits::default());
-        let (assembly, hints) = (Assembly::default(), HintBudget::default());
+        let (assembly, hints) = (Assembly::default(), hint_budget());
         Self { views, uplinks, casts, tap, coalescer, assembly, segment: Vec::new(), mac1_key, hints, cloud: None }
     }
 
@@ -1297,7 +1297,7 @@ impl Ingress {
     }
 
     fn hint(&mut self, via: Route, index: SessionIndex, counter: u64, scope: &IngressScope) {
-        if self.hints.take(via.endpoint.addr.ip(), scope.now_ms) {
+        if self.hints.take(via.endpoint.addr.ip(), scope.now_ms / 1000) {
             add(&self.views.counters.hints_sent, 1);
             self.uplinks.send_by(via, &Hint { reason: HintReason::NoSession, index, counter }.to_bytes());
         }
@@ -1320,28 +1320,6 @@ fn owner<'v>(peers: &'v PeerView, session: &Session) -> Result<&'v PeerEntry, Dr
 }
 
 /// How many HINTs each source may still be sent in this second.
-#[derive(Default)]
-pub struct HintBudget {
-    second: u64,
-    sent: BTreeMap<IpAddr, u32>,
-}
-
-impl HintBudget {
-    /// Whether one may be sent.
-    pub fn take(&mut self, source: IpAddr, now_ms: u64) -> bool {
-        if self.second != now_ms / 1000 {
-            self.second = now_ms / 1000;
-            self.sent.clear();
-        }
-        let net = match source {
-            IpAddr::V4(ip) => IpAddr::V4((ip.to_bits() & !0xff).into()),
-            IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() & !u128::from(u64::MAX)).into()),
-        };
-        if self.sent.len() >= HINT_SOURCES_MAX && !self.sent.contains_key(&net) {
-            return false;
-        }
-        let sent = self.sent.entry(net).or_insert(0);
-        *sent += 1;
-        *sent <= HINTS_PER_SECOND
-    }
+pub fn hint_budget() -> SourceBudget {
+    SourceBudget::new(HINTS_PER_SECOND, HINT_SOURCES_MAX)
 }

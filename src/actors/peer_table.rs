@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 use xtra::{Actor, Context, Handler};
 
-use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed, unix_time};
+use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed};
 use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
 use super::uplink_keeper::local;
@@ -20,9 +20,10 @@ use super::why::surroundings;
 use crate::counters::{DropReason, add};
 use crate::ids::{Endpoint, MacAddr, PeerIdx, PublicKey, Route, UplinkId};
 use crate::io::batch::SendBatch;
+use crate::io::clock::unix_time;
 use crate::io::files::FileError;
 use crate::io::holes::Holes;
-use crate::io::udp::UdpUplink;
+use crate::io::udp::{SOCKET_BUFFER, UdpUplink};
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
@@ -55,8 +56,6 @@ const EXPLAINING_MAX: usize = 16;
 
 /// A socket that a hole was found with is kept so long without a path that uses it.
 const PUNCHED_KEPT: Duration = Duration::from_secs(120);
-/// Buffers asked for at such a socket: it carries what the first one would.
-const SOCKET_BUFFER: usize = 8 << 20;
 
 /// Whom the peer table tells.
 #[derive(Clone)]
@@ -235,6 +234,7 @@ impl PeerTable {
                     self.shared.map_version.store(version, Relaxed);
                     self.casts.map_at.cast(MapAt(version));
                 }
+                Output::Dropped(reason) => self.shared.views.counters.dropped(reason),
                 Output::Save => self.save(),
                 Output::OpenSockets { peer, to, datagrams } => self.open_sockets(peer, to, datagrams),
                 Output::Answered { id, answer } => self.shared.words.answer(id, answer),

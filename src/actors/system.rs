@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -22,7 +22,7 @@ use super::cloud_path::CloudEgress;
 use super::cloud_system::{cloud_uplinks, wire_ends};
 use super::control::Control;
 use super::coordinator::{Coordinator, CoordinatorCasts, ServerShared, pool};
-use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
+use super::datapath::{Egress, Ingress, IngressCasts, Views, hint_budget};
 use super::ext::{Caster, cast};
 use super::mac_learning::MacLearning;
 use super::metrics::Metrics;
@@ -49,6 +49,7 @@ use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerC
 use crate::counters::Counters;
 use crate::ids::{NetworkId, UplinkId};
 use crate::io::batch::SendBatch;
+use crate::io::clock::unix_time;
 use crate::io::control_socket::ControlListener;
 use crate::io::files::{FileError, StateDir};
 use crate::io::http::PageListener;
@@ -59,6 +60,7 @@ use crate::io::store::SqliteStore;
 use crate::io::tap::{Tap, TapConfig};
 use crate::io::tap_slot::TapSlot;
 use crate::io::tcp::{TcpListen, TcpTx};
+pub(super) use crate::io::udp::SOCKET_BUFFER;
 use crate::io::udp::{BindError, UdpUplink};
 use crate::io::uplinks::Uplinks;
 use crate::logging;
@@ -82,8 +84,6 @@ use crate::wire::natpmp::Transport;
 pub(super) const MAILBOX: usize = 1024;
 /// Messages of an edge actor, which gets few.
 pub(super) const EDGE_MAILBOX: usize = 64;
-/// Socket buffers asked for: a burst of 64 KiB super-frames must fit several times.
-pub(super) const SOCKET_BUFFER: usize = 8 << 20;
 /// Of a socket that gets a question now and then.
 const SMALL_BUFFER: usize = 256 << 10;
 /// After which a peer of a bridged ethcloud that says nothing is none any more; the manual's default.
@@ -160,8 +160,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
     }
     let secret = node_key(&state, "node.key")?;
     let key = Identity::from_secret(secret.clone()).public;
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let boot = next_boot(&state, unix);
+    let boot = next_boot(&state, unix_time().as_secs());
     let counters = Arc::new(Counters::default());
     let uplinks = client_uplinks(&config, &state, &counters)?;
     let now = Instant::now();
@@ -600,7 +599,7 @@ fn wire_server(
         control: Caster::new(to.clone(), lent.counters.clone()),
         mac1_keys,
         tcp: lent.uplinks.tcp(),
-        hints: HintBudget::default(),
+        hints: hint_budget(),
         batch: SendBatch::new(lent.uplinks.max_segments()),
         observer: Observer::new(key, lent.uplinks.clone()),
     };
@@ -828,8 +827,7 @@ impl Threads {
                     Ok(Ending::Left) | Err(_) => None,
                 }
             };
-            let given_up = async { Some(supervisor.node_ended().await.to_string()) };
-            let ended = future::or(signal, future::or(by_itself, given_up)).await;
+            let ended = future::or(signal, by_itself).await;
             if let Some(notifier) = &notifier {
                 notifier.say(&[Word::Stopping]);
             }

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use log::LevelFilter;
 
+use super::outputs::{MetricsAddress, NotAnAddress};
 use super::raw::{ClientRaw, Field, Keyed, MemberRaw, Node, Place, ServerRaw, Struct, Value, shorten};
 use super::units::{Expiry, duration, size};
 use super::{
@@ -117,7 +118,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let nat_port = check.number(written, "nat_port", 0..=65535, next, "; 0 listens on none");
     let nat_port = check.not_the_same(nat_port, port, written);
     let mut warnings = Vec::new();
-    warnings.extend(metrics.flatten().and_then(exposed));
+    warnings.extend(metrics.flatten().and_then(|address| MetricsAddress(address).warning()));
     if open == Some(true) {
         warnings.push("the network is open: whoever reaches this server is admitted without a token".to_owned());
     }
@@ -183,7 +184,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let cloud_token = check.cloud_token(raw.cloud_token.as_ref());
     let cloud_connect = check.hosts(raw.cloud_connect.as_ref(), "cloud_connect", super::cloud::CLOUD_PORT);
     let mut warnings = Vec::new();
-    warnings.extend(metrics.flatten().and_then(exposed));
+    warnings.extend(metrics.flatten().and_then(|address| MetricsAddress(address).warning()));
     // RFC 8200, section 5: no IPv6 over links of less.
     if mtu.is_some_and(|mtu| mtu < 1280) {
         warnings.push("the device carries no IPv6 with an MTU below 1280 bytes".to_owned());
@@ -226,12 +227,6 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         cloud_connect: cloud_connect?,
         warnings,
     })
-}
-
-/// Metrics name members and addresses; who listens beyond loopback should have meant to.
-fn exposed(metrics: SocketAddr) -> Option<String> {
-    (!metrics.ip().is_loopback())
-        .then(|| format!("metrics: whoever reaches {metrics} can read the names, addresses and traffic of members"))
 }
 
 const NETWORK: &str = "write ADDRESS/PREFIX with a prefix from /8 to /30, like 192.168.43.0/24";
@@ -629,17 +624,14 @@ impl Check<'_> {
             Value::Text(name) => Some(name.as_str()),
             _ => None,
         });
-        let by_name = match file {
-            Some(name) if name.ends_with(".prom") => ScorecardFormat::Prometheus,
-            Some(_) | None => ScorecardFormat::Json,
-        };
+        let by_name = ScorecardFormat::by_name(Path::new(file.unwrap_or_default()));
         let Some(node) = node else { return Some(by_name) };
         match self.text(node, "scorecard_format", EXPECTED)? {
             "auto" => Some(by_name),
-            "json" => Some(ScorecardFormat::Json),
-            "prom" => Some(ScorecardFormat::Prometheus),
-            "classic" => Some(ScorecardFormat::Classic),
-            _ => self.refuse(node, "scorecard_format", "is not a format", EXPECTED),
+            other => match other.parse() {
+                Ok(format) => Some(format),
+                Err(_) => self.refuse(node, "scorecard_format", "is not a format", EXPECTED),
+            },
         }
     }
 
@@ -647,14 +639,9 @@ impl Check<'_> {
     fn metrics(&mut self, node: Option<&Node>) -> Option<Option<SocketAddr>> {
         const EXPECTED: &str = "write ADDRESS:PORT or PORT, like 127.0.0.1:9469";
         let Some(node) = self.present(node) else { return Some(None) };
-        let text = self.text(node, "metrics", EXPECTED)?;
-        let address = match text.parse::<u16>() {
-            Ok(port) => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
-            Err(_) => text.parse::<SocketAddr>().ok(),
-        };
-        match address.filter(|address| address.port() != 0) {
-            Some(address) => Some(Some(address)),
-            None => self.refuse(node, "metrics", "is not an address and port", EXPECTED),
+        match self.text(node, "metrics", EXPECTED)?.parse() {
+            Ok(MetricsAddress(address)) => Some(Some(address)),
+            Err(NotAnAddress) => self.refuse(node, "metrics", "is not an address and port", EXPECTED),
         }
     }
 

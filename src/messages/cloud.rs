@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::ids::{MacAddr, VlanId};
+use crate::io::names::LookupError;
 
 /// A datagram that is no frame, with the right token and whole.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub struct CloudSighting {
 #[derive(Debug)]
 pub struct CloudLookedUp {
     pub number: usize,
-    pub found: Result<Vec<SocketAddr>, String>,
+    pub found: Result<Vec<SocketAddr>, LookupError>,
 }
 
 /// This machine's addresses, and the networks on the cloud's own device.

@@ -39,6 +39,7 @@ pub mod routes;
 pub mod segment;
 pub mod server_link;
 pub mod session;
+pub mod source_budget;
 pub mod too_big;
 pub mod topology;
 pub mod tried;

@@ -111,6 +111,8 @@ pub enum Output {
         peer: PeerIdx,
         nonce: u64,
     },
+    /// Count this.
+    Dropped(DropReason),
     Event(Event),
 }
 
@@ -596,7 +598,7 @@ impl Peers {
                         && let Some(member) = self.map.get(key)
                         && !self.trust.holds(&member.certificate)
                     {
-                        self.close(idx, now);
+                        self.close(idx);
                     }
                 }
                 MapEvent::Removed(key) => {
@@ -620,8 +622,14 @@ impl Peers {
         candidates: Vec<Candidate>,
         now: Instant,
     ) {
-        let Ok(event) = self.map.put(entry, &mut self.trust) else { return };
-        let MapEvent::Put(key) = event else { return };
+        let key = match self.map.put(entry, &mut self.trust) {
+            Ok(MapEvent::Put(key)) => key,
+            Ok(MapEvent::Removed(_)) => return,
+            Err(reason) => {
+                self.outputs.push_back(Output::Dropped(reason));
+                return;
+            }
+        };
         let Some(idx) = self.peer_of(key, now) else { return };
         let server = self.server;
         let Some(peer) = self.peers.get_mut(&idx) else { return };
@@ -684,7 +692,11 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let known = peer.paths.get(&via).is_some();
         let new = !known && via.is_direct() && dialable;
-        if peer.link.session().is_some() && (known || (new && peer.may_take_up(now))) {
+        if peer.link.session().is_some() && (known || new) {
+            if new && !peer.may_take_up(now) {
+                self.outputs.push_back(Output::Dropped(DropReason::SightingFlood));
+                return;
+            }
             peer.paths.add_seen(via, now);
             peer.probing = true;
             self.note_sighting(via.endpoint.addr, now);
@@ -935,7 +947,7 @@ impl Peers {
             }
             Control::Goodbye { .. } => {
                 let peer = self.name(idx);
-                self.close(idx, now);
+                self.close(idx);
                 self.event(Event::Left { peer });
             }
             Control::Broken { .. } => session.meter.whole.hold(self.epoch.ms(now)),
@@ -1001,7 +1013,7 @@ impl Peers {
             let holds = self.map.get(&peer.key).is_some_and(|member| self.trust.holds(&member.certificate));
             if !holds {
                 let peer = self.name(idx);
-                self.close(idx, now);
+                self.close(idx);
                 self.event(Event::Revoked { peer });
             } else if Some(idx) != from {
                 self.say(idx, &message);
@@ -1423,7 +1435,7 @@ impl Peers {
         }
     }
 
-    fn close(&mut self, idx: PeerIdx, _now: Instant) {
+    fn close(&mut self, idx: PeerIdx) {
         if let Some(peer) = self.peers.get_mut(&idx) {
             peer.link.close();
             peer.paths.clear();

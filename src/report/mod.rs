@@ -18,7 +18,7 @@ pub mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ use crate::actors::server_link::ServerLink;
 use crate::actors::supervisor::Supervisor;
 use crate::actors::{why, words};
 use crate::config::{Expiry, ScorecardFormat};
+use crate::io::clock::unix_time;
 use crate::io::netlink::{Netlink, default_source};
 use crate::messages::coordinator::{Invite, Kick, NetworkDescription};
 use crate::messages::peer_table::SetMode;
@@ -228,7 +229,7 @@ async fn invite(
     reusable: bool,
     patience: Duration,
 ) -> Result<(String, Option<u64>), String> {
-    let expires_unix = expiry.duration().map(|life| unix() + life.as_secs());
+    let expires_unix = expiry.duration().map(|life| unix_time().as_secs() + life.as_secs());
     let (reply, told) = smol::channel::bounded(1);
     cast(coordinator, Invite { expires_unix, uses: (!reusable).then_some(1), reply });
     match order(told).await? {
@@ -316,8 +317,4 @@ pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator
     } else {
         println!("`eps-actor invite` lets another machine join");
     }
-}
-
-fn unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

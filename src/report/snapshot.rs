@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -23,6 +23,7 @@ use crate::actors::tunnel_system::TunnelShared;
 use crate::config::right_names;
 use crate::counters::Tally;
 use crate::ids::{PublicKey, UplinkId};
+use crate::io::clock::unix_time;
 use crate::messages::coordinator::NetworkDescription;
 use crate::proto::crypto::Suite;
 use crate::proto::nat::NatReport;
@@ -277,7 +278,7 @@ impl Sampler {
     pub fn new(source: Source, supervisor: Supervisor, now: Instant) -> Self {
         let base = Base { at: now, totals: Tally::default(), members: BTreeMap::new(), pairs: BTreeMap::new() };
         let base = Arc::new(base);
-        Self { source, supervisor, started: (now, unix()), bases: Mutex::new([base.clone(), base]) }
+        Self { source, supervisor, started: (now, unix_time()), bases: Mutex::new([base.clone(), base]) }
     }
 
     /// The counters that failed outputs are added to.
@@ -334,7 +335,7 @@ impl Sampler {
             }
         };
         Snapshot {
-            time: unix(),
+            time: unix_time(),
             started: self.started.1,
             uptime: now.saturating_duration_since(self.started.0),
             window: Window { length, grown: totals.since(&base.totals) },
@@ -371,11 +372,6 @@ impl Base {
             .collect();
         Self { at, totals: snapshot.totals.clone(), members, pairs }
     }
-}
-
-/// What the wall clock says, since 1970.
-fn unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Milliseconds are as exact as anybody reads.

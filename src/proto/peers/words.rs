@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Output, Peer, Peers};
+use crate::counters::DropReason;
 use crate::ids::{PeerIdx, Route};
 use crate::proto::asking::{Answer, Question};
 use crate::proto::session::Session;
@@ -146,7 +147,11 @@ impl Peers {
     }
 
     fn may_answer(&mut self, idx: PeerIdx, now: Instant) -> bool {
-        self.peers.get_mut(&idx).is_some_and(|peer| peer.answers.take(now))
+        let may = self.peers.get_mut(&idx).is_some_and(|peer| peer.answers.take(now));
+        if !may {
+            self.outputs.push_back(Output::Dropped(DropReason::QuestionFlood));
+        }
+        may
     }
 
     fn answered(&mut self, id: u64, answer: Answer) {
