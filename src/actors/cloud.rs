@@ -127,6 +127,9 @@ impl Cloud {
                 ("silent peers of the cloud", format!("cloud: {addr} is silent and no peer any more"))
             }
             Event::Myself(addr) => ("own addresses", format!("cloud: {addr} is this node itself; it is left out")),
+            Event::Double(addr, first) => {
+                ("further addresses", format!("cloud: {addr} is another address of {first}; it gets each broadcast once"))
+            }
             Event::Full(addr) => ("peers too many", format!("cloud: no room for {addr} as a peer")),
         };
         (self.shared.say)(kind, text, now);
