@@ -11,7 +11,7 @@ use xtra::Mailbox;
 
 use super::client::EventLog;
 use super::cloud::{Cloud, CloudCasts, CloudShared, CloudViews};
-use super::cloud_bridge::CloudBridge;
+use super::cloud_bridge::{CloudBridge, CloudPortCasts};
 use super::cloud_path::{CloudEgress, CloudIngress, CloudIngressCasts};
 use super::cloud_tap::CloudTap;
 use super::control::{Answer, Control};
@@ -63,12 +63,13 @@ pub fn run_cloud(options: CloudOptions) -> Result<()> {
     let (now, events) = (Instant::now(), Arc::new(EventLog::default()));
     let told = events.clone();
     let shared = Arc::new(CloudShared {
-        views: CloudViews::new(options.token, now, counters),
+        views: CloudViews::new(options.token, now, counters, false),
         uplinks,
         slot,
         connect: options.connect.clone(),
         peer_timeout,
         mac_timeout,
+        bridge: None,
         say: Arc::new(move |kind, text, now| told.say_limited(kind, text, now)),
     });
     let node = Arc::new(CloudNode { shared: shared.clone(), events, started: now });
@@ -123,13 +124,13 @@ fn control_socket(path: Option<PathBuf>, device: &str) -> Result<ControlListener
 
 /// Wires the conversation and the sockets of one end of a cloud.
 ///
-/// `bridge` makes the way on, where the end is a port of a member's switch.
+/// `bridge` makes the way on, where the end is a port of a member's switch; its other ports tell the casts.
 pub fn wire_ends(
     shared: &Arc<CloudShared>,
     supervisor: &Supervisor,
     threads: &Threads,
     bridge: impl Fn() -> Option<CloudBridge> + Clone + Send + 'static,
-) {
+) -> CloudPortCasts {
     let counters = shared.views.counters.clone();
     let (cloud, mailbox) = Mailbox::<Cloud>::bounded(MAILBOX);
     let casts = CloudCasts {
@@ -152,7 +153,12 @@ pub fn wire_ends(
         };
         supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
     }
+    let casts = CloudPortCasts {
+        moved: Caster::new(cloud.clone(), counters.clone()),
+        hello: Caster::new(cloud.clone(), counters.clone()),
+    };
     threads.keep(cloud);
+    casts
 }
 
 fn wire(
@@ -179,7 +185,7 @@ fn wire(
     let sampler = Arc::new(Sampler::new(Source::Cloud(node.clone()), supervisor.clone(), node.started));
     let outputs = Outputs {
         log: options.stats,
-        scorecard: options.scorecard.clone().map(|path| (path, options.scorecard_format.into())),
+        scorecard: options.card(),
         map: options.graphviz.clone(),
     };
     let lent = sampler.clone();

@@ -72,7 +72,7 @@ pub struct TunnelArguments {
     #[arg(long, value_name = "FORMAT", value_parser = format, requires = "scorecard")]
     pub scorecard_format: Option<ScorecardFormat>,
     /// Address to serve metrics on over HTTP, for Prometheus; a port alone is of 127.0.0.1
-    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = page)]
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = crate::config::page)]
     pub metrics: Option<SocketAddr>,
     /// File a Graphviz map of the paths is written to every 5 minutes, and when they change
     #[arg(long, value_name = "FILE")]
@@ -164,10 +164,7 @@ fn check(arguments: &TunnelArguments) -> Result<TunnelConfig, BadUsage> {
         keys: arguments.secret_file.as_deref().map(secret).transpose()?,
         control: arguments.control.clone(),
         scorecard: arguments.scorecard.clone().map(|path| {
-            let by_name = match path.extension() {
-                Some(end) if end == "prom" => ScorecardFormat::Prometheus,
-                Some(_) | None => ScorecardFormat::Json,
-            };
+            let by_name = ScorecardFormat::of_path(&path);
             (path, arguments.scorecard_format.unwrap_or(by_name))
         }),
         metrics: arguments.metrics,
@@ -205,11 +202,6 @@ fn format(text: &str) -> Result<ScorecardFormat, String> {
         "classic" => Ok(ScorecardFormat::Classic),
         _ => Err("write json, prom or classic".to_owned()),
     }
-}
-
-fn page(text: &str) -> Result<SocketAddr, String> {
-    let local = text.parse::<u16>().ok().filter(|port| *port != 0).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-    local.or_else(|| text.parse().ok()).ok_or_else(|| "write a port, or an address and a port".to_owned())
 }
 
 #[cfg(test)]

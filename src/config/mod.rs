@@ -147,6 +147,23 @@ pub enum ScorecardFormat {
     Classic,
 }
 
+impl ScorecardFormat {
+    /// Where none is named: Prometheus's for a file that its collector would read, else JSON.
+    pub fn of_path(path: &std::path::Path) -> Self {
+        if path.extension().is_some_and(|end| end == "prom") { Self::Prometheus } else { Self::Json }
+    }
+}
+
+/// Where metrics are served: `ADDRESS:PORT`, or a port of 127.0.0.1.
+///
+/// # Errors
+/// What would be one.
+pub fn page(text: &str) -> Result<SocketAddr, String> {
+    let local = text.parse::<u16>().ok().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let page = local.or_else(|| text.parse().ok()).filter(|page: &SocketAddr| page.port() != 0);
+    page.ok_or_else(|| "write a port, or an address and a port".to_owned())
+}
+
 /// What a client does for routes beyond its network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Routing {
@@ -288,6 +305,8 @@ compared! {
         "cloud": cloud,
         "cloud_token": cloud_token,
         "cloud_connect": cloud_connect,
+        "cloud_peer_timeout": cloud_peer_timeout,
+        "cloud_mac_timeout": cloud_mac_timeout,
     }
 }
 
@@ -406,6 +425,9 @@ pub struct ClientConfig {
     pub cloud_token: crate::wire::ethcloud::Token,
     /// Peers of that cloud to connect to.
     pub cloud_connect: Vec<HostPort>,
+    /// As those of [`cloud::CloudOptions`].
+    pub cloud_peer_timeout: Duration,
+    pub cloud_mac_timeout: Duration,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }

@@ -418,6 +418,10 @@ impl Cloud {
         }
     }
 
+    pub fn has_peers(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
     pub fn fdb_view(&self) -> FdbView {
         self.fdb.view()
     }
