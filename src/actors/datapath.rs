@@ -39,10 +39,11 @@ use crate::wire::control::Control;
 use crate::wire::ethernet::FrameView;
 use crate::wire::handshake::{HandshakeView, Hint, HintReason};
 use crate::wire::header::{FragHeader, HEADER_LEN, Kind, SealedHeader, TAG_LEN};
+use crate::wire::hello::HELLO;
 use crate::wire::relay;
 use crate::wire::vnet::{Gso, VnetHeader};
 
-use super::cloud_bridge::{CloudPort, ToCloud};
+use super::cloud_bridge::{CloudPort, Side, ToCloud};
 use super::ext::Caster;
 
 /// Plaintext bytes that padding never exceeds: the frame of the default MTU with a VLAN tag.
@@ -370,6 +371,20 @@ pub struct EgressScope {
     sent: Cell<Sent>,
 }
 
+impl EgressScope {
+    pub fn own(&self) -> &SelfView {
+        &self.own
+    }
+
+    pub fn fdb(&self) -> &FdbView {
+        &self.fdb
+    }
+
+    pub fn peers(&self) -> &PeerView {
+        &self.peers
+    }
+}
+
 /// Frames that went to peers in one burst, and their bytes, by way.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sent {
@@ -419,6 +434,14 @@ impl Egress {
     /// # Errors
     /// The reason to drop it.
     pub fn foreign(&mut self, frame: &[u8], scope: &EgressScope) -> Result<(), DropReason> {
+        let sent = self.send_foreign(frame, scope);
+        if self.batch.bytes() >= FLUSH_BYTES {
+            self.flush();
+        }
+        sent
+    }
+
+    fn send_foreign(&mut self, frame: &[u8], scope: &EgressScope) -> Result<(), DropReason> {
         let view = FrameView::parse(frame)?;
         let load = Load::new(VnetHeader::PLAIN, frame)?;
         let facts = scope.facts.as_ref().ok_or(DropReason::UnknownPeer)?;
@@ -549,6 +572,12 @@ impl Egress {
             return Ok(None);
         }
         let way = forward::egress(&frame, &scope.fdb, facts);
+        if let Some(cloud) = &mut self.cloud
+            && frame.src() != facts.own_mac
+            && !matches!(way, forward::Egress::Drop(DropReason::SourceSpoofed))
+        {
+            cloud.note(&frame, Side::Device)?;
+        }
         if let Some(cloud) = &mut self.cloud
             && matches!(
                 way,
@@ -769,12 +798,18 @@ impl Ingress {
     }
 
     /// Whether a frame from the network is for the cloud behind this member.
-    fn wants_cloud(&self, frame: &FrameView<'_>, scope: &IngressScope) -> ToCloud {
-        match &self.cloud {
-            Some(cloud) if scope.own.mac != Some(frame.dst()) && Rights(scope.own.rights).is_bridge() => {
-                cloud.wants(frame)
+    fn wants_cloud(&mut self, frame: &FrameView<'_>, entry: &PeerEntry, scope: &IngressScope) -> ToCloud {
+        let Some(cloud) = &mut self.cloud else { return ToCloud::No };
+        let noted = if frame.src() == entry.credentials.mac { Ok(()) } else { cloud.note(frame, Side::Network) };
+        let wants = if scope.own.mac == Some(frame.dst()) { ToCloud::No } else { cloud.wants(frame) };
+        let is_bridge = Rights(scope.own.rights).is_bridge();
+        let refused = noted.and(if is_bridge { Ok(()) } else { Err(DropReason::NoRight) });
+        match refused {
+            Err(reason) if wants != ToCloud::No => {
+                self.views.counters.dropped(reason);
+                ToCloud::No
             }
-            Some(_) | None => ToCloud::No,
+            Ok(()) | Err(_) => wants,
         }
     }
 
@@ -1130,7 +1165,7 @@ impl Ingress {
             Verdict::Accept { learn } => scope.sightings.extend(learn),
             Verdict::Drop(reason) => return Err(reason),
         }
-        let wants = self.wants_cloud(&frame, scope);
+        let wants = self.wants_cloud(&frame, entry, scope);
         // What came before it goes before it.
         self.write(arena, scope);
         if let Some(cloud) = self.cloud.as_mut().filter(|_| wants != ToCloud::No) {
@@ -1233,7 +1268,17 @@ impl Ingress {
         if guard::is_neighbour_traffic(&frame) {
             guard::check_leases(&frame, &entry.credentials, &|ip| scope.peers.directory.get(&ip).copied())?;
         }
-        let wants = self.wants_cloud(&frame, scope);
+        if frame.dst() == HELLO {
+            // Between bridges, and for no device.
+            if frame.src() == entry.credentials.mac
+                && entry.credentials.rights.is_bridge()
+                && let Some(cloud) = &self.cloud
+            {
+                cloud.hello(&frame, entry.handle.key, &entry.name);
+            }
+            return Ok(false);
+        }
+        let wants = self.wants_cloud(&frame, entry, scope);
         if let Some(cloud) = self.cloud.as_mut().filter(|_| wants != ToCloud::No) {
             self.segment.clear();
             self.segment.extend_from_slice(bytes);

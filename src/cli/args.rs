@@ -107,7 +107,7 @@ Exit codes: 0 UDP was answered, 1 it was not, 2 bad usage")]
     /// Look for everything that is wrong with a configuration file
     #[command(after_help = "Example: eps-actor check --config /etc/eps-actor/server.ron")]
     Check(CheckArguments),
-    /// Print the map of the network in Graphviz's DOT; at the server, or at one end of a cloud
+    /// Print the map of the network in Graphviz's DOT; at the server, or at one end of a cloud or a tunnel
     #[command(after_help = "\
 Examples:
   sudo eps-actor map --svg map.svg
@@ -453,7 +453,7 @@ pub struct MapArguments {
     /// Draw the map to this file as SVG, with Graphviz's program dot, which has to be installed
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Ask the server or the cloud, where both run [default: whichever runs]
+    /// Ask the server, the cloud or the tunnel, where several run [default: the first of these that runs]
     #[arg(long)]
     pub role: Option<Asked>,
     #[command(flatten)]
@@ -487,7 +487,7 @@ pub struct InjectPanicArguments {
 /// Which of the processes on this machine to speak to.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
-    /// Ask the server, the client or the cloud, where several run [default: whichever run]
+    /// Ask the server, the client, the cloud or the tunnel, where several run [default: whichever run]
     #[arg(long)]
     pub role: Option<Asked>,
     #[command(flatten)]
@@ -500,6 +500,7 @@ pub enum Asked {
     Server,
     Client,
     Cloud,
+    Tunnel,
 }
 
 impl From<Role> for Asked {
@@ -571,6 +572,7 @@ mod tests {
             "cloud",
             "cloud -d ethcloud%d -l 0.0.0.0:3210 -t 0 -c a:1,b:2 -c c --peer-timeout 1800 --mac-timeout 300 -v",
             "status --role cloud",
+            "status --role tunnel",
             "map --role cloud",
             "demo",
             "selftest nat --kinds port,hard --json",

@@ -29,6 +29,10 @@ pub enum NobodyAnswers {
     NoClient,
     #[error("no cloud is running on this machine: start it with `eps-actor cloud`, or name its socket with --control")]
     NoCloud,
+    #[error(
+        "no tunnel is running on this machine: start it with `eps-actor tunnel`, or name its socket with --control"
+    )]
+    NoTunnel,
 }
 
 /// Asks whichever processes `target` means; at least one answer, the server's first.
@@ -55,6 +59,7 @@ pub fn ask_role(role: impl Into<Asked>, socket: Option<&Socket>, question: &Valu
         Asked::Server => (SERVER_CONTROL, NobodyAnswers::NoServer),
         Asked::Client => (CLIENT_CONTROL, NobodyAnswers::NoClient),
         Asked::Cloud => (CLOUD_CONTROL, NobodyAnswers::NoCloud),
+        Asked::Tunnel => (TUNNEL_CONTROL, NobodyAnswers::NoTunnel),
     };
     match request(Path::new(path), question, PATIENCE) {
         Err(ControlError::NotRunning { .. }) => Err(nobody.into()),

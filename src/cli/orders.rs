@@ -56,11 +56,11 @@ pub fn map(arguments: &MapArguments, out: &mut dyn Write) -> anyhow::Result<()> 
     let question = json!({"command": "map"});
     let reply = match arguments.role {
         Some(role) => ask_role(role, Some(&arguments.socket), &question)?,
-        // A cloud where no server runs.
+        // A cloud, then a tunnel, where no server runs.
         None => ask_role(Role::Server, Some(&arguments.socket), &question).or_else(|error| {
             let no_server = matches!(error.downcast_ref(), Some(NobodyAnswers::NoServer));
-            let cloud = no_server.then(|| ask_role(Asked::Cloud, None, &question).ok()).flatten();
-            cloud.ok_or(error)
+            let others = [Asked::Cloud, Asked::Tunnel].into_iter().filter(|_| no_server);
+            others.filter_map(|role| ask_role(role, None, &question).ok()).next().ok_or(error)
         })?,
     };
     let map = text(&reply, "dot")?.trim_end();

@@ -13,8 +13,8 @@ use log::LevelFilter;
 
 use crate::actors::supervisor;
 use crate::actors::tunnel_system::run_tunnel;
-use crate::config::tunnel::{PAIRS_MAX, PathPair, TUNNEL_TIMEOUT_SECONDS, TunnelConfig};
 use crate::config::outputs::MetricsAddress;
+use crate::config::tunnel::{PAIRS_MAX, PathPair, TUNNEL_TIMEOUT_SECONDS, TunnelConfig};
 use crate::config::{LogSettings, ScorecardFormat};
 use crate::io::files::read_private;
 use crate::logging;

@@ -183,12 +183,23 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let cloud = check.cloud(raw.cloud.as_ref());
     let cloud_token = check.cloud_token(raw.cloud_token.as_ref());
     let cloud_connect = check.hosts(raw.cloud_connect.as_ref(), "cloud_connect", super::cloud::CLOUD_PORT);
+    let [peer, mac] = [super::cloud::PEER_TIMEOUT_SECONDS, super::cloud::MAC_TIMEOUT_SECONDS];
+    let cloud_peer_timeout =
+        check.number(raw.cloud_peer_timeout.as_ref(), "cloud_peer_timeout", 1..=u16::MAX, peer, " (seconds)");
+    let cloud_mac_timeout =
+        check.number(raw.cloud_mac_timeout.as_ref(), "cloud_mac_timeout", 0..=u16::MAX, mac, " (seconds)");
+    let bridges = check.bridges(&cloud, &raw);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(|address| MetricsAddress(address).warning()));
     // RFC 8200, section 5: no IPv6 over links of less.
     if mtu.is_some_and(|mtu| mtu < 1280) {
         warnings.push("the device carries no IPv6 with an MTU below 1280 bytes".to_owned());
     }
+    if cloud.flatten().is_some() {
+        let warning = "cloud: it is not encrypted; whoever knows its token, or reads one datagram, is in";
+        warnings.push(warning.to_owned());
+    }
+    bridges?;
     let join = join?;
     let servers = match (servers?, &join) {
         (servers, Some(line)) if servers.is_empty() => line.hosts.clone(),
@@ -225,6 +236,8 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         cloud: cloud?,
         cloud_token: cloud_token?,
         cloud_connect: cloud_connect?,
+        cloud_peer_timeout: Duration::from_secs(cloud_peer_timeout?.into()),
+        cloud_mac_timeout: Duration::from_secs(cloud_mac_timeout?.into()),
         warnings,
     })
 }
@@ -657,8 +670,31 @@ impl Check<'_> {
 
     fn cloud_token(&mut self, node: Option<&Node>) -> Option<Token> {
         const EXPECTED: &str = "write a number from 0 to 72057594037927935 in quotes, like \"134\"";
-        let Some(node) = node else { return Some(Token::default()) };
+        let Some(node) = self.present(node) else { return Some(Token::default()) };
         self.parsed(node, "cloud_token", "a token", EXPECTED)
+    }
+
+    /// A cloud needs its token; and a token, or peers, without a cloud were meant to do something.
+    fn bridges(&mut self, cloud: &Option<Option<SocketAddr>>, raw: &ClientRaw) -> Option<()> {
+        let node = self.present(raw.cloud.as_ref());
+        let token = self.present(raw.cloud_token.as_ref());
+        let peers =
+            raw.cloud_connect.as_ref().filter(|node| !matches!(&node.value, Value::List(list) if list.is_empty()));
+        match (cloud, node, token) {
+            (Some(Some(_)), Some(node), None) => {
+                let expected =
+                    "write the number that the ethcloud is known by, like cloud_token: \"134\" or --cloud-token 134";
+                self.tell(&node.place, "cloud", "has no cloud_token beside it", expected)
+            }
+            (Some(None), _, token) => {
+                let [token, peers] = [(token, "cloud_token"), (peers, "cloud_connect")].map(|(node, key)| {
+                    let expected = "write where the ethcloud is listened for, like cloud: \"0.0.0.0:3210\" or --cloud 0.0.0.0:3210";
+                    node.map_or(Some(()), |node| self.tell(&node.place, key, "does nothing without `cloud`", expected))
+                });
+                token.and(peers)
+            }
+            (Some(Some(_)) | None, _, _) => Some(()),
+        }
     }
 
     /// A Unix socket's path; `sun_path` has 108 bytes with the closing zero (unix(7)).

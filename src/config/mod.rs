@@ -30,7 +30,7 @@ use crate::proto::routes::Approval;
 use crate::wire::join::{HostPort, JoinLine};
 use check::Problem;
 pub use options::{ClientOptions, ServerOptions};
-pub use outputs::ScorecardFormat;
+pub use outputs::{MetricsAddress, ScorecardFormat};
 use raw::{ClientRaw, Keyed, Place, ServerRaw};
 pub use units::{Expiry, ExpiryError};
 
@@ -279,6 +279,8 @@ compared! {
         "cloud": cloud,
         "cloud_token": cloud_token,
         "cloud_connect": cloud_connect,
+        "cloud_peer_timeout": cloud_peer_timeout,
+        "cloud_mac_timeout": cloud_mac_timeout,
     }
 }
 
@@ -397,6 +399,9 @@ pub struct ClientConfig {
     pub cloud_token: crate::wire::ethcloud::Token,
     /// Peers of that cloud to connect to.
     pub cloud_connect: Vec<HostPort>,
+    /// As those of [`cloud::CloudOptions`].
+    pub cloud_peer_timeout: Duration,
+    pub cloud_mac_timeout: Duration,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }

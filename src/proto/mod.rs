@@ -35,6 +35,7 @@ pub mod punch;
 pub mod records;
 pub mod relaying;
 pub mod replay;
+pub mod rivals;
 pub mod routes;
 pub mod segment;
 pub mod server_link;

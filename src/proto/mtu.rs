@@ -634,7 +634,10 @@ mod tests {
     fn what_goes_by_several_ways_is_as_long_as_the_shortest_of_them_takes() {
         let fit = |packet, settled| Fit::new(Some(Known { packet, settled }), &route(), true);
         let both = fit(1500, true).least(fit(1300, true));
-        assert_eq!((both.datagram(), both.packet_to_clamp(false)), (Some(1272), fit(1300, true).packet_to_clamp(false)));
+        assert_eq!(
+            (both.datagram(), both.packet_to_clamp(false)),
+            (Some(1272), fit(1300, true).packet_to_clamp(false))
+        );
         let searching = fit(1500, true).least(fit(1300, false));
         assert_eq!((searching.datagram(), searching.packet_to_tell(false)), (Some(1272), None));
         assert_eq!(fit(1300, true).least(Fit::ANY).datagram(), Some(1272));

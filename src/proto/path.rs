@@ -401,10 +401,7 @@ impl Paths {
                 State::Candidate => silent >= ROUND_WAITS[ROUND_WAITS.len() - 1],
                 State::Probing | State::Valid | State::Suspect => false,
             };
-            !(old
-                && !path.announced
-                && path.route.is_direct()
-                && active != Some(path.route))
+            !(old && !path.announced && path.route.is_direct() && active != Some(path.route))
         });
         let forgotten = self.list.len() < before;
         for path in self.list.iter_mut().filter(|path| now >= path.probe_at) {
@@ -604,7 +601,8 @@ impl Paths {
     /// moment ago, of which one may still lead there.
     fn redundant<'p>(&'p self, active: &'p Path) -> Vec<&'p Path> {
         let mut chosen = self.apart(active, COPIES_MAX, true);
-        let doubted = |path: &&Path| path.state == State::Suspect && path.route.is_direct() && path.route != active.route;
+        let doubted =
+            |path: &&Path| path.state == State::Suspect && path.route.is_direct() && path.route != active.route;
         let mut suspects: Vec<&Path> = self.list.iter().filter(doubted).collect();
         // The one that carried frames first, then by another socket: one of them may be dead.
         suspects.sort_by_key(|path| (self.doubted != Some(path.route), path.number));

@@ -83,8 +83,8 @@ pub struct ClientPart {
     pub routing: Routing,
     /// By address.
     pub peers: Vec<Peer>,
-    /// Peers of the ethcloud that it bridges, where it does.
-    pub cloud: Option<Vec<super::cloud::CloudPeer>>,
+    /// The port to the ethcloud that it bridges, where it does.
+    pub cloud: Option<super::cloud::CloudPort>,
 }
 
 /// What the NAT in front of a client does.
@@ -418,7 +418,7 @@ fn client(shared: &ClientShared, now: Instant) -> ClientPart {
         nat: nat_part(&shared.nat.load()),
         routing: Routing::of(shared),
         peers: peers.into_iter().map(|peer| peer_part(shared, peer, now)).collect(),
-        cloud: shared.cloud.get().map(|cloud| super::cloud::peers(cloud, now).0),
+        cloud: shared.cloud.get().map(|cloud| super::cloud::port(cloud, now)),
     }
 }
 

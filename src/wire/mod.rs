@@ -30,6 +30,7 @@ pub mod ethcloud;
 pub mod ethernet;
 pub mod handshake;
 pub mod header;
+pub mod hello;
 pub mod igd;
 pub mod join;
 pub mod lan;

@@ -318,7 +318,12 @@ fn m_02_redundant_loses_nothing_when_an_interface_goes_down() {
     until("its paths to be gone", || paths(&pair.a.0, "bob").iter().all(|path| path["uplink"] != "eth0"));
     thread::sleep(Duration::from_secs(2));
     let outcome = flow.stop();
-    println!("M-02: {} of {} lost, {} doubled as an interface went down", outcome.lost(), outcome.sent.len(), outcome.duplicates());
+    println!(
+        "M-02: {} of {} lost, {} doubled as an interface went down",
+        outcome.lost(),
+        outcome.sent.len(),
+        outcome.duplicates()
+    );
     assert_eq!((outcome.lost(), outcome.duplicates()), (0, 0));
 }
 
