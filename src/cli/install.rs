@@ -372,7 +372,7 @@ mod tests {
         let expected =
             ["scorecard /var/log/eps_server.stats", "graphviz /var/log/eps.gv", "log /var/log/eps_server.log"];
         assert_eq!(closed(Role::Server, &settings), expected);
-        let settings = [("hosts", ""), ("log", "/var/log/eps-actor-x/log"), ("join_file", "/etc/eps-actor/join")];
+        let settings = [("hosts", ""), ("log", "/var/log/eps-actor-x/log")];
         assert_eq!(closed(Role::Client, &settings), ["hosts /etc/hosts", "log /var/log/eps-actor-x/log"]);
     }
 

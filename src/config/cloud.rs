@@ -206,7 +206,7 @@ mod tests {
             ("-c a:b:c", "[2001:db8::1]:3210"),
             ("-c :5", "invalid value"),
             ("--peer-timeout 0", "not in"),
-            ("--metrics x", "write a port"),
+            ("--metrics x", "ADDRESS:PORT or PORT"),
             ("--mac-timeout x", "invalid digit"),
             ("--frob", "unexpected argument"),
         ] {
