@@ -3,7 +3,7 @@
 //! A VLAN tag that the kernel keeps beside a frame is put back into it.
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Read};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::AsRawFd;
 use std::ptr;
@@ -24,7 +24,7 @@ pub struct Captured {
 }
 
 /// A super-frame of 64 KiB and its headers.
-const FRAME_MAX: usize = (64 << 10) + 256;
+pub const FRAME_MAX: usize = (64 << 10) + 256;
 /// A capture must survive bursts, and whoever captures is root.
 const RECEIVE_BUFFER: libc::c_int = 32 << 20;
 
@@ -54,6 +54,29 @@ impl PacketSocket {
         }?;
         socket.bind(&address)?;
         Ok(Self(socket))
+    }
+
+    /// Opens a socket for whoever carries frames on to another interface: it hears what comes in only, and before each
+    /// frame stands what the kernel left undone of it (sums, cutting: `virtio_net_hdr`, 10 bytes), as
+    /// [`send`](Self::send) then wants it, too. VLAN tags that the kernel keeps beside a frame are lost.
+    ///
+    /// `wait`: how long [`recv_into`](Self::recv_into) waits.
+    pub fn open_to_carry(ifname: &str, wait: Duration) -> io::Result<Self> {
+        let socket = Self::open(ifname)?;
+        for option in [libc::PACKET_VNET_HDR, libc::PACKET_IGNORE_OUTGOING] {
+            set_option(&socket.0, libc::SOL_PACKET, option, 1)?;
+        }
+        socket.0.set_read_timeout(Some(wait))?;
+        Ok(socket)
+    }
+
+    /// The next frame, of a socket [opened to carry](Self::open_to_carry); `None` if none came.
+    pub fn recv_into<'b>(&self, buffer: &'b mut [u8; FRAME_MAX]) -> io::Result<Option<&'b [u8]>> {
+        match (&self.0).read(buffer) {
+            Ok(count) => Ok(Some(&buffer[..count])),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sends a frame from destination address to the end of the payload.
