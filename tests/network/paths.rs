@@ -39,8 +39,8 @@ enum Ways {
     /// The same, and a's end is a [`Cable`].
     OneCable,
     Two,
-    /// The same, and both of a's ends are [`Cable`]s.
-    TwoCables,
+    /// The same, and both of a's ends are [`Cable`]s, which hold everything so long.
+    TwoCables([Duration; 2]),
 }
 
 impl Pair {
@@ -54,21 +54,21 @@ impl Pair {
         Self::new(Ways::Two, &[&["--uplink", "eth0", "--uplink", "eth1"], more].concat())
     }
 
-    /// The same, where a's cables may delay and lose.
-    fn on_two_cables(more: &[&str]) -> Option<Self> {
-        Self::new(Ways::TwoCables, &[&["--uplink", "eth0", "--uplink", "eth1"], more].concat())
+    /// The same, where a's cables may delay and lose, and hold everything so long from the beginning.
+    fn on_two_cables(hold: [Duration; 2], more: &[&str]) -> Option<Self> {
+        Self::new(Ways::TwoCables(hold), &[&["--uplink", "eth0", "--uplink", "eth1"], more].concat())
     }
 
     fn new(ways: Ways, more: &[&str]) -> Option<Self> {
         if !can_make_networks() || !has_program("iptables") {
             return None;
         }
-        let two = matches!(ways, Ways::Two | Ways::TwoCables);
+        let two = matches!(ways, Ways::Two | Ways::TwoCables(_));
         let (mut world, mut second) = (World::new(), Lan::new().expect("a switch"));
         let line = world.start_server(&[]);
         let mut cables = Vec::new();
         let mut client = |name: &str, host: u8| -> Node {
-            let may_delay = host == 2 && matches!(ways, Ways::OneCable | Ways::TwoCables);
+            let may_delay = host == 2 && matches!(ways, Ways::OneCable | Ways::TwoCables(_));
             let ns: Arc<Netns> = if may_delay {
                 let (ns, cable) = world.host_by_cable();
                 cables.push(cable);
@@ -85,6 +85,9 @@ impl Pair {
             node(name, Role::Client, ns, &world.directory)
         };
         let (a, b) = (client("ada", 2), client("bob", 3));
+        if let Ways::TwoCables(hold) = ways {
+            cables.iter().zip(hold).for_each(|(cable, hold)| cable.hold(hold));
+        }
         let (at_a, at_b) = (join(&a, &line, more), join(&b, &line, more));
         ping(&a, &b, at_b);
         wait_for_direct(&a, "bob");
@@ -271,14 +274,10 @@ fn n_12_a_better_path_that_appears_is_used_without_a_loss() {
 
 #[test]
 fn n_13_two_paths_that_are_better_in_turns_are_not_switched_between() {
-    let Some(pair) = Pair::on_two_cables(&["--multipath", "best"]) else { return };
-    let _turn = alone();
     // A round trip of 10 ms by the one and of 9 ms by the other.
-    let worse = |way: usize| {
-        pair.cables[way].hold(Duration::from_micros(5_000));
-        pair.cables[1 - way].hold(Duration::from_micros(4_500));
-    };
-    worse(0);
+    const HOLD: [Duration; 2] = [Duration::from_micros(4_500), Duration::from_micros(5_000)];
+    let Some(pair) = Pair::on_two_cables(HOLD, &["--multipath", "best"]) else { return };
+    let _turn = alone();
     let flow = pair.flow(64, MS * 5);
     let known = |path: &&Value| path["kind"] == "direct" && path["rtt_ms"].as_f64().is_some_and(|rtt| rtt > 8.0);
     until("both to be measured", || paths(&pair.a.0, "bob").iter().filter(known).count() >= 2);
@@ -286,7 +285,7 @@ fn n_13_two_paths_that_are_better_in_turns_are_not_switched_between() {
     let active = || state_at(&pair.a.0, "bob", "203.") == "active";
     let mut before = active();
     for round in 0..rounds {
-        worse(round % 2);
+        pair.cables.iter().zip(0..).for_each(|(cable, way)| cable.hold(HOLD[(way + round + 1) % 2]));
         for _ in 0..12 {
             thread::sleep(Duration::from_millis(250));
             let now = active();
@@ -390,7 +389,7 @@ fn m_02_an_interface_that_goes_down_takes_its_paths_along_and_brings_them_back()
 
 #[test]
 fn m_03_copies_that_come_200_ms_later_make_good_what_the_fast_path_loses() {
-    let Some(mut pair) = Pair::on_two_cables(&["--multipath", "redundant"]) else { return };
+    let Some(pair) = Pair::on_two_cables([Duration::ZERO, MS * 200], &["--multipath", "redundant"]) else { return };
     let _turn = alone();
     // The relay would be a third path; without it all that the fast one loses comes by the slow one alone.
     pair.world.server.stop().expect("stopped");
@@ -402,9 +401,7 @@ fn m_03_copies_that_come_200_ms_later_make_good_what_the_fast_path_loses() {
     for node in [&pair.a.0, &pair.b.0] {
         run_in(&node.ns, "ip link set dev eps0 txqueuelen 20000");
     }
-    let [fast, slow] = &mut pair.cables[..] else { unreachable!("two cables") };
-    slow.hold(MS * 200);
-    fast.lose(0.1);
+    pair.cables[0].lose(0.1);
     let slow_way = |path: &Value| path["rtt_ms"].as_f64().is_some_and(|rtt| rtt > 100.0);
     let warm_up = Flow::start((&pair.a.0, pair.a.1), (&pair.b.0, pair.b.1), 64, MS * 5);
     until("the delay to be known", || paths(&pair.a.0, "bob").iter().any(slow_way));
