@@ -243,6 +243,8 @@ counters! {
     too_big_told,
     /// TCP connections whose segments were made to fit the path.
     mss_clamped,
+    /// Looks at this machine's addresses and routes: when they change, and each minute.
+    network_looks,
 }
 
 #[derive(Debug)]

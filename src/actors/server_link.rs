@@ -16,7 +16,7 @@ use super::ext::{Caster, Service, StopReason};
 use super::routes::own_offer;
 use super::uplink_keeper::ports_at;
 use crate::counters::{DropReason, add};
-use crate::ids::Endpoint;
+use crate::ids::{Endpoint, Route, UplinkId};
 use crate::io::holes::send_from_new_socket;
 use crate::io::netlink::{Netlink, NetlinkWatch};
 use crate::io::surroundings::{Change, Surroundings};
@@ -44,6 +44,10 @@ const ENDPOINTS_MAX: usize = 64;
 const SETTLE: Duration = Duration::from_millis(200);
 /// After a look at the networks, so many times as long nothing is looked at: a router has many routes, and they change.
 const LOOK_PAUSE: u32 = 5;
+/// We look this often if nothing is told: the ways to peers that came since are noted, should they change later.
+const LOOK_ANYWAY: Duration = Duration::from_secs(60);
+/// Peers whose ways are watched; of more, the others fall silent before they are left.
+const WATCHED_PEERS: usize = 64;
 
 /// Whom the server link tells.
 #[derive(Clone)]
@@ -400,6 +404,7 @@ impl ServerLink {
                 let begun = Instant::now();
                 match look(&netlink, &shared).await {
                     Ok(seen) => {
+                        add(&shared.views.counters.network_looks, 1);
                         tell.cast(OwnCandidates(gather(&seen, &shared)));
                         if let Some(change) = last.as_ref().and_then(|last| seen.change_since(last)) {
                             changed.cast(UnderlayChanged { moved: change == Change::Ways });
@@ -414,7 +419,12 @@ impl ServerLink {
                     shared.uplinks.changed().await;
                     Ok(())
                 };
-                if futures_lite::future::or(watch.changed(), sockets).await.is_err() {
+                let anyway = async {
+                    smol::Timer::after(LOOK_ANYWAY).await;
+                    Ok(())
+                };
+                let news = futures_lite::future::or(watch.changed(), sockets);
+                if futures_lite::future::or(news, anyway).await.is_err() {
                     return;
                 }
             }
@@ -463,8 +473,13 @@ async fn look(netlink: &Netlink, shared: &ClientShared) -> Result<Surroundings, 
     let device = shared.slot.get().map(|tap| tap.ifindex());
     let lease = shared.lease.load_full();
     let overlay = lease.as_deref().map(leased_networks).unwrap_or_default();
-    let servers: Vec<_> = shared.views.server.load().endpoints.iter().map(|endpoint| endpoint.addr.ip()).collect();
-    Surroundings::look(netlink, device, &overlay, servers.into_iter()).await
+    let mut to: Vec<_> = shared.views.server.load().endpoints.iter().map(|endpoint| endpoint.addr.ip()).collect();
+    let peers = shared.views.peers.load_full();
+    // Those by sockets of an uplink of its own leave by that, whatever the routes are.
+    let usual = |route: &Route| route.is_direct() && [UplinkId::UDP4, UplinkId::UDP6].contains(&route.endpoint.uplink);
+    let direct = peers.peers.values().filter_map(|peer| Some(peer.handle.outlet().as_deref()?.route)).filter(usual);
+    to.extend(direct.map(|route| route.endpoint.addr.ip()).take(WATCHED_PEERS));
+    Surroundings::look(netlink, device, &overlay, to.into_iter()).await
 }
 
 fn gather(seen: &Surroundings, shared: &ClientShared) -> Vec<Candidate> {

@@ -48,7 +48,7 @@ const REKEY_CHECK: Duration = Duration::from_secs(5);
 /// Keys are not used beyond this age.
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// A session is renewed only if frames passed within this time, or the link is kept for good.
-const USED_WITHIN: Duration = Duration::from_secs(180);
+const USED_WITHIN: Duration = Duration::from_secs(600);
 /// Initiations in flight whose answers still count: with retries after 250 ms, this spans round trips of seconds.
 const ATTEMPTS_MAX: usize = 4;
 /// When both sides begin, the one with the smaller key does not answer for this long: its own initiation is on the way.

@@ -178,6 +178,15 @@ pub enum PathEvent {
     Lost(Route),
 }
 
+impl PathEvent {
+    fn suspected(&self) -> Option<Route> {
+        match self {
+            Self::Suspected(route) => Some(*route),
+            Self::Validated(_) | Self::Lost(_) => None,
+        }
+    }
+}
+
 /// All ways to one peer.
 #[derive(Debug)]
 pub struct Paths {
@@ -248,7 +257,11 @@ impl Paths {
             return true;
         }
         if self.list.len() >= PATHS_MAX {
-            let useless = |path: &Path| path.state == State::Candidate && path.round > 0 || path.state == State::Dead;
+            let useless = |path: &Path| {
+                (path.state == State::Candidate && path.round > 0 || path.state == State::Dead)
+                    && path.route.is_direct()
+                    && self.active != Some(path.route)
+            };
             let Some(worst) = self.list.iter().position(useless) else { return false };
             self.list.swap_remove(worst);
         }
@@ -270,6 +283,13 @@ impl Paths {
             path.round = ROUND_WAITS.len() - 1;
         }
         added
+    }
+
+    /// Which of the paths the other end still says are its own; dead ones that it does not are forgotten.
+    pub fn set_announced(&mut self, is: impl Fn(&Route) -> bool) {
+        for path in &mut self.list {
+            path.announced = is(&path.route);
+        }
     }
 
     /// A route that is proven by other means: a handshake completed over it, or it is a relay channel.
@@ -313,6 +333,11 @@ impl Paths {
         (self.active, self.doubted) = (None, None);
     }
 
+    /// The other end has moved, and says so by this route: it stays if it is proven, the others are void.
+    pub fn other_end_moved(&mut self, via: &Route, now: Instant) {
+        self.forget(|path| path.route != *via || path.state != State::Valid, now);
+    }
+
     /// Probes every path anew that is not valid (a network change, an introduction).
     pub fn begin_rounds(&mut self, now: Instant) {
         for path in &mut self.list {
@@ -328,13 +353,31 @@ impl Paths {
     pub fn doubt(&mut self, now: Instant) -> Vec<PathEvent> {
         let mut events = Vec::new();
         for path in self.list.iter_mut().filter(|path| path.route.is_direct() && path.state == State::Valid) {
-            (path.state, path.silent_since, path.burst, path.probe_at) = (State::Suspect, now, None, now);
+            path.suspect(now);
             if self.active == Some(path.route) {
                 self.doubted = Some(path.route);
             }
             events.push(PathEvent::Suspected(path.route));
         }
         self.choose(now);
+        events
+    }
+
+    /// A path fell silent: those that differ from it by the other end's port alone must prove that they did not, before
+    /// frames go from one dead path to the next.
+    fn doubt_siblings(&mut self, silent: &Route, now: Instant) -> Vec<PathEvent> {
+        let epoch = self.epoch;
+        let Some(asked) = self.get(silent).map(|path| now - path.patience()) else { return Vec::new() };
+        let mut events = Vec::new();
+        for path in self.list.iter_mut().filter(|path| path.route != *silent && path.state == State::Valid) {
+            let sibling = path.route.is_direct()
+                && path.route.endpoint.uplink == silent.endpoint.uplink
+                && path.route.endpoint.addr.ip() == silent.endpoint.addr.ip();
+            if sibling && path.meter.heard_ms().is_none_or(|ms| epoch.at(ms) < asked) {
+                path.suspect(now);
+                events.push(PathEvent::Suspected(path.route));
+            }
+        }
         events
     }
 
@@ -351,12 +394,14 @@ impl Paths {
         let active = self.active;
         let before = self.list.len();
         self.list.retain(|path| {
-            let old = now.saturating_duration_since(path.silent_since) >= FORGET_AFTER;
-            !(path.state == State::Dead
-                && old
-                && !path.announced
-                && path.route.is_direct()
-                && active != Some(path.route))
+            let silent = now.saturating_duration_since(path.silent_since);
+            let old = match path.state {
+                State::Dead => silent >= FORGET_AFTER,
+                // Seen again, it would have a round of probes again.
+                State::Candidate => silent >= ROUND_WAITS[ROUND_WAITS.len() - 1],
+                State::Probing | State::Valid | State::Suspect => false,
+            };
+            !(old && !path.announced && path.route.is_direct() && active != Some(path.route))
         });
         let forgotten = self.list.len() < before;
         for path in self.list.iter_mut().filter(|path| now >= path.probe_at) {
@@ -367,12 +412,12 @@ impl Paths {
                 probes.push(path.ask(now, rng));
             }
         }
+        let silent: Vec<Route> = events.iter().filter_map(PathEvent::suspected).collect();
+        events.extend(silent.iter().flat_map(|route| self.doubt_siblings(route, now)));
         if forgotten || !events.is_empty() {
             for event in &events {
-                if let PathEvent::Suspected(route) = event
-                    && active == Some(*route)
-                {
-                    self.doubted = Some(*route);
+                if let Some(route) = event.suspected().filter(|route| active == Some(*route)) {
+                    self.doubted = Some(route);
                 }
             }
             self.choose(now);
@@ -521,14 +566,15 @@ impl Paths {
     pub fn plan(&self) -> Option<Plan> {
         let active = self.active.and_then(|route| self.get(&route))?;
         let (rule, chosen) = match (self.mode, self.doubted.and_then(|route| self.get(&route))) {
-            (Mode::Best | Mode::RedundantSmall | Mode::Redundant, Some(doubted)) => (Rule::Copy, vec![active, doubted]),
+            (Mode::Best | Mode::RedundantSmall, Some(doubted)) => (Rule::Copy, vec![active, doubted]),
             (Mode::Best, None) => return None,
             (Mode::RedundantSmall, None) => (Rule::CopySmall, self.apart(active, 2, false)),
-            (Mode::Redundant, None) => (Rule::Copy, self.apart(active, COPIES_MAX, true)),
+            (Mode::Redundant, _) => (Rule::Copy, self.redundant(active)),
             (Mode::Bonded, _) => (Rule::Spread, self.apart(active, SPREAD_MAX, false)),
         };
         // Flows that are spread are followed while there is one way, too: they stay on it when there are more again.
-        if active.state != State::Valid || chosen.len() < 2 && rule != Rule::Spread {
+        let is_sure = active.state == State::Valid || self.mode == Mode::Redundant;
+        if !is_sure || chosen.len() < 2 && rule != Rule::Spread {
             return None;
         }
         let weights = weights(&chosen);
@@ -539,6 +585,20 @@ impl Paths {
             weight: if rule == Rule::Spread { weight } else { 1 },
         });
         Some(Plan { rule, ways: ways.collect(), spread: self.spread.get_or_init(Arc::default).clone() })
+    }
+
+    /// Every frame goes by these: proven ones, and in the place of a copy that is missing those that were proven until a
+    /// moment ago, of which one may still lead there.
+    fn redundant<'p>(&'p self, active: &'p Path) -> Vec<&'p Path> {
+        let mut chosen = self.apart(active, COPIES_MAX, true);
+        let doubted =
+            |path: &&Path| path.state == State::Suspect && path.route.is_direct() && path.route != active.route;
+        // The one that carried frames first.
+        let mut suspects: Vec<&Path> = self.list.iter().filter(doubted).collect();
+        suspects.sort_by_key(|path| (self.doubted != Some(path.route), path.number));
+        chosen.extend(suspects.into_iter().take(COPIES_MAX - 1));
+        chosen.truncate(COPIES_MAX + 1);
+        chosen
     }
 
     /// Valid paths that have as little in common as there is, the active one first: each by another socket and to
@@ -649,6 +709,11 @@ impl Path {
             (false, State::Candidate | State::Probing | State::Dead) => Some(6),
             (true, State::Candidate | State::Probing) => None,
         }
+    }
+
+    /// Whether it still works is to be asked at once.
+    fn suspect(&mut self, now: Instant) {
+        (self.state, self.silent_since, self.burst, self.probe_at) = (State::Suspect, now, None, now);
     }
 
     fn begin_round(&mut self, now: Instant, round: usize) {
@@ -1023,6 +1088,30 @@ mod tests {
     }
 
     #[test]
+    fn m_05_flows_are_not_moved_to_another_port_behind_the_same_cut() {
+        for quiet in 0..20 {
+            let elsewhere = Route::direct(Endpoint::udp(([198, 51, 100, 1], 1).into()));
+            let mut world = two(20, (direct(2), 20));
+            world.answer(elsewhere, Some(30));
+            world.paths.add(elsewhere, world.now);
+            world.paths.set_mode(Mode::Bonded);
+            world.flows = (true, false);
+            world.run(Duration::from_secs(5) + Duration::from_millis(200) * quiet);
+            let cut = world.now;
+            world.answer(direct(1), None);
+            world.answer(direct(2), None);
+            let dead = |paths: &Paths| {
+                paths.active() != Some(elsewhere)
+                    || paths.plan().is_some_and(|plan| plan.ways.iter().any(|way| way.route != elsewhere))
+            };
+            while dead(&world.paths) {
+                world.run(Duration::from_millis(10));
+            }
+            assert!(world.now - cut <= Duration::from_millis(2000), "{:?}", world.now - cut);
+        }
+    }
+
+    #[test]
     fn f_09_a_path_that_is_deaf_is_doubted_although_something_comes_by_it() {
         for asks_us in [true, false] {
             let mut world = two(20, (relay(), 40));
@@ -1172,6 +1261,50 @@ mod tests {
         }
         assert_eq!(paths.active(), Some(relay()), "there is nothing better");
         assert!(sent < 50, "{sent} probes in 100 s");
+    }
+
+    #[test]
+    fn what_the_other_end_does_not_announce_any_more_is_forgotten_once_it_is_dead_and_what_carries_is_never_evicted() {
+        let mut world = two(20, (relay(), 40));
+        world.answer(direct(1), None);
+        world.run(Duration::from_secs(300));
+        assert_eq!(world.state(direct(1)), State::Dead, "announced, so it is kept");
+        world.paths.set_announced(|_| false);
+        world.run(Duration::from_secs(70));
+        assert!(world.paths.get(&direct(1)).is_none());
+        // With everything dead, the one in use stays, however many others want its place.
+        world.answer(relay(), None);
+        world.run(Duration::from_secs(30));
+        let active = world.paths.active();
+        for port in 10..200 {
+            world.paths.add(direct(port), world.now);
+            world.run(Duration::from_secs(3));
+            assert!(world.paths.active().is_none_or(|route| world.paths.get(&route).is_some()));
+            assert!(world.paths.get(&relay()).is_some());
+        }
+        assert!(active.is_some());
+    }
+
+    #[test]
+    fn who_moved_keeps_the_proven_way_it_says_so_by_and_no_other() {
+        let mut world = two(20, (direct(2), 20));
+        world.paths.prove(relay(), world.now);
+        world.paths.other_end_moved(&direct(2), world.now);
+        let left: Vec<_> = world.paths.iter().map(|path| path.route).collect();
+        assert_eq!((left, world.paths.active()), (vec![direct(2)], Some(direct(2))));
+    }
+
+    #[test]
+    fn redundant_frames_go_by_what_was_proven_until_a_moment_ago_too() {
+        let mut world = two(20, (direct(2), 20));
+        world.paths.set_mode(Mode::Redundant);
+        world.paths.prove(relay(), world.now);
+        world.paths.doubt(world.now);
+        let ways: Vec<_> = world.paths.plan().expect("several").ways.iter().map(|way| way.route).collect();
+        assert_eq!(ways, [relay(), direct(1), direct(2)]);
+        world.paths.drop_relays(world.now);
+        let plan = world.paths.plan().expect("still several");
+        assert_eq!(plan.ways.len(), 2);
     }
 
     #[test]

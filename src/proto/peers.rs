@@ -606,8 +606,9 @@ impl Peers {
         peer.way.server_saw = seen.map(|candidate| candidate.addr).collect();
         let is_new = candidates.iter().any(|candidate| !peer.candidates.contains(candidate));
         peer.candidates = candidates;
-        self.outputs.push_back(Output::Changed);
         let has_session = peer.link.session().is_some();
+        self.outputs.push_back(Output::Changed);
+        self.set_announced(idx);
         if has_session {
             self.take_candidates(idx, now);
             if is_new {
@@ -916,6 +917,14 @@ impl Peers {
         }
     }
 
+    /// Which paths to a peer its addresses still speak for.
+    fn set_announced(&mut self, idx: PeerIdx) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let (candidates, neighbour) = (&peer.candidates, peer.way.neighbour());
+        let said = |addr| candidates.iter().any(|candidate| candidate.addr == addr) || neighbour == Some(addr);
+        peer.paths.set_announced(|route| said(route.endpoint.addr));
+    }
+
     fn hear_candidates(&mut self, idx: PeerIdx, list: Vec<Candidate>, now: Instant) {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         // What the server observed stays; the peer knows its own interfaces best.
@@ -925,6 +934,7 @@ impl Peers {
         let candidates: Vec<_> = list.chain(seen).take(CANDIDATES_MAX).collect();
         let is_new = candidates.iter().any(|candidate| !peer.candidates.contains(candidate));
         peer.candidates = candidates;
+        self.set_announced(idx);
         if is_new {
             self.take_candidates(idx, now);
             self.begin_punch(idx, now);
@@ -989,6 +999,11 @@ impl Peers {
         // Who was called directly has no channel yet, and needs one when the direct path goes dark.
         let wanted = peer.lookup.take().unwrap_or_else(|| (now, Backoff::new(LOOKUP_RETRY)));
         peer.lookup = peer.channel.is_none().then_some(wanted);
+        if is_first {
+            // Nobody asked by them since the last session ended, and routers may have forgotten them: frames go by others,
+            // too, until a reply comes.
+            peer.paths.doubt(now);
+        }
         let event = peer.paths.prove(via, now);
         if let Some(route) = self.server.zip(peer.channel).map(|(server, token)| Route::relayed(server, token))
             && peer.paths.get(&route).is_none()

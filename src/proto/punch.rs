@@ -61,6 +61,7 @@ pub struct Punch {
     fire_at: Option<Instant>,
     stuck_at: Option<Instant>,
     reset_at: Option<Instant>,
+    asked_at: Option<Instant>,
 }
 
 impl Punch {
@@ -75,8 +76,12 @@ impl Punch {
         self.next_at = Some(at);
     }
 
-    /// The peer says that it probes.
+    /// The peer says that it probes. Said again at once, it is nothing new: the round is under way.
     pub fn asked(&mut self, delay: Duration, now: Instant) {
+        if self.asked_at.is_some_and(|at| now.saturating_duration_since(at) < RESET_EVERY) {
+            return;
+        }
+        self.asked_at = Some(now);
         if self.fire_at.is_none() {
             self.fire_at = Some(now + delay.min(HALF_MAX));
         }
@@ -230,6 +235,15 @@ mod tests {
             }
         }
         assert_eq!(rounds, 10, "in ten seconds");
+        let mut fired = 0;
+        for step in 1000..2000 {
+            let now = now + Duration::from_millis(10 * step);
+            punch.asked(Duration::ZERO, now);
+            while let Some(due) = punch.handle_timeout(None, now) {
+                fired += u32::from(due == Due::Fire);
+            }
+        }
+        assert!((9..=11).contains(&fired), "{fired} in ten seconds");
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub const PER_SECOND: usize = 20;
 /// Datagrams to one IP altogether, of which one is earned back every [`EARNED_EVERY`]: S-20 wants less than 2,000.
 pub const ALTOGETHER: u32 = 1000;
 pub const EARNED_EVERY: Duration = Duration::from_secs(10);
-/// IPs an account is kept for; the one that was quiet for longest makes room.
+/// IPs an account is kept for; the one that has used least makes room, and of several the one that was quiet for longest:
+/// who names many addresses does not get a new account for one that is used up.
 const ACCOUNTS_MAX: usize = 1024;
 /// Addresses a sighting is remembered for.
 const SEEN_MAX: usize = 256;
@@ -39,9 +40,9 @@ impl Unproven {
     /// Whether one more datagram may go there; counts it if so.
     pub fn may_send(&mut self, to: IpAddr, now: Instant) -> bool {
         if !self.accounts.contains_key(&to) && self.accounts.len() >= ACCOUNTS_MAX {
-            let quiet = self.accounts.iter().min_by_key(|(_, account)| account.last.back().copied());
-            let quiet = quiet.map(|(ip, _)| *ip);
-            quiet.and_then(|ip| self.accounts.remove(&ip));
+            let least = |(_, account): &(&IpAddr, &Account)| (ALTOGETHER - account.left, account.last.back().copied());
+            let least = self.accounts.iter().min_by_key(least).map(|(ip, _)| *ip);
+            least.and_then(|ip| self.accounts.remove(&ip));
         }
         let fresh = || Account { last: VecDeque::with_capacity(PER_SECOND), left: ALTOGETHER, since: now };
         let account = self.accounts.entry(to).or_insert_with(fresh);
@@ -108,6 +109,11 @@ mod tests {
         println!("S-20: {} in two hours, {crowded} times more than {PER_SECOND} in a second", sent.len());
         assert_eq!(crowded, 0);
         assert!(sent.len() < 2000, "{}", sent.len());
+        for other in 0..5_000_u32 {
+            unproven.may_send((0x0a00_0000 + other).to_be_bytes().into(), start + Duration::from_secs(7200));
+        }
+        let more = (0..50).filter(|_| unproven.may_send(victim, start + Duration::from_secs(7200))).count();
+        assert!(more <= 1, "the account is kept, and has earned one: {more}");
         unproven.proven(victim);
         assert!(unproven.may_send(victim, start + Duration::from_secs(7300)), "it answered");
     }

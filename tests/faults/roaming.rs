@@ -348,12 +348,12 @@ fn the_old_link_stays(ways: &TwoWays, name: &str, (four, six): (bool, bool), end
         let moved = Instant::now();
         ways.leave_by(cable, four, six);
         // A thousand packets a second go by the new one, and hardly any by the old.
-        let left_by = |device| {
-            let before = sent_by(&ways.mobile.ns, device);
+        let left_by = |cable: u8| {
+            let before = sent_by(&ways.mobile.ns, cable);
             thread::sleep(Duration::from_millis(100));
-            sent_by(&ways.mobile.ns, device) - before
+            sent_by(&ways.mobile.ns, cable) - before
         };
-        let new = || (left_by(format!("eth{cable}")) > 50 && left_by(format!("eth{}", 1 - cable)) < 20).then_some(());
+        let new = || (left_by(cable) > 50 && left_by(1 - cable) < 20).then_some(());
         let ((), took) = until(moved, SOON, "the flow to leave by the new interface", new);
         let attached = || {
             let status = status(&ways.mobile)?;
@@ -370,10 +370,10 @@ fn the_old_link_stays(ways: &TwoWays, name: &str, (four, six): (bool, bool), end
     }
 }
 
-/// How many frames left by an interface.
-fn sent_by(ns: &Netns, device: String) -> u64 {
+/// How many frames left by a cable.
+fn sent_by(ns: &Netns, cable: u8) -> u64 {
     let table = ns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).expect("a table");
-    let line = table.lines().find_map(|line| line.trim().strip_prefix(&format!("{device}:"))).expect("the interface");
+    let line = table.lines().find_map(|line| line.trim().strip_prefix(&format!("eth{cable}:"))).expect("the interface");
     line.split_whitespace().nth(9).expect("a column").parse().expect("a number")
 }
 

@@ -351,6 +351,26 @@ fn m_02_redundant_loses_nothing_when_a_path_is_cut() {
 }
 
 #[test]
+fn m_02_redundant_loses_nothing_when_an_interface_goes_down() {
+    let Some(pair) = Pair::on_two_switches(&["--multipath", "redundant"]) else { return };
+    let _turn = beside();
+    let flow = pair.flow(200, MS * 2);
+    thread::sleep(Duration::from_secs(1));
+    // Not the one that leads to the server: the relay would carry all the same.
+    pair.a.0.ns.set_link("eth0", false).expect("down");
+    until("its paths to be gone", || paths(&pair.a.0, "bob").iter().all(|path| path["uplink"] != "eth0"));
+    thread::sleep(Duration::from_secs(2));
+    let outcome = flow.stop();
+    println!(
+        "M-02: {} of {} lost, {} doubled as an interface went down",
+        outcome.lost(),
+        outcome.sent.len(),
+        outcome.duplicates()
+    );
+    assert_eq!((outcome.lost(), outcome.duplicates()), (0, 0));
+}
+
+#[test]
 fn m_02_an_interface_that_goes_down_takes_its_paths_along_and_brings_them_back() {
     let Some(pair) = Pair::on_two_switches(&["--multipath", "best"]) else { return };
     let _turn = beside();
@@ -424,6 +444,35 @@ fn m_03_copies_that_come_200_ms_later_make_good_what_the_fast_path_loses() {
     assert_eq!((outcome.lost(), outcome.duplicates()), (0, 0));
 }
 
+#[test]
+fn a_path_by_an_interface_that_leads_to_peers_only_is_left_at_once_when_its_address_goes() {
+    let Some(mut pair) = Pair::on_one_switch(&["--multipath", "best"]) else { return };
+    let _turn = beside();
+    pair.second.plug(&pair.a.0.ns, "eth1", "203.0.113.2/24").expect("a cable");
+    pair.second.plug(&pair.b.0.ns, "eth1", "203.0.113.3/24").expect("a cable");
+    for (ns, from) in [(&pair.b.0.ns, A[0]), (&pair.a.0.ns, B[0])] {
+        lose(ns, from, 1.0);
+    }
+    let flow = pair.flow(64, MS * 2);
+    for (node, peer) in [(&pair.a.0, "bob"), (&pair.b.0, "ada")] {
+        until("the second switch to be used", || state_at(node, peer, "203.") == "active");
+    }
+    // Whatever changes makes it look where its datagrams go.
+    let looks = || counter(&pair.a.0, "network_looks");
+    let before = looks();
+    run_in(&pair.a.0.ns, "ip address add 192.0.2.77/32 dev lo");
+    until("a look at the ways", || looks() > before);
+    flow.stop();
+    let flow = pair.flow(64, MS * 2);
+    thread::sleep(MS * 500);
+    run_in(&pair.a.0.ns, "ip address del 203.0.113.2/24 dev eth1");
+    thread::sleep(Duration::from_secs(2));
+    let outcome = flow.stop();
+    println!("its address gone: longest gap {:?}, {} lost", outcome.longest_gap(), outcome.lost());
+    assert!(outcome.longest_gap() <= Duration::from_millis(900), "{:?}", outcome.longest_gap());
+    assert_eq!(outcome.duplicates(), 0);
+}
+
 /// Ends flows together.
 fn stop_all(flows: Vec<Flow>) -> Vec<Outcome> {
     flows.iter().for_each(Flow::halt);
@@ -473,9 +522,7 @@ fn m_04_m_05_bonded_adds_up_keeps_the_order_of_flows_and_moves_them_off_a_cut_pa
     let gaps: Vec<Duration> = outcomes.iter().map(Outcome::longest_gap).collect();
     let worst = gaps.iter().max().expect("a gap");
     println!("M-05: every flow went on {worst:?} after the cut at the latest: {gaps:?}");
-    // The criterion is 2 s, and is missed: a path that carries one way only, and has been heard of just before, is listened
-    // to again at its next measurement.
-    assert!(*worst <= Duration::from_millis(3500), "{gaps:?}");
+    assert!(*worst <= Duration::from_millis(2000), "{gaps:?}");
     assert!(*worst >= Duration::from_millis(300), "some flow was on the cut path: {gaps:?}");
 }
 

@@ -118,7 +118,7 @@ impl Peers {
             return;
         }
         let before = peer.paths.active();
-        peer.paths.clear();
+        peer.paths.other_end_moved(&via, now);
         if let Some(relay) = server.zip(peer.channel).map(|(server, token)| Route::relayed(server, token)) {
             peer.paths.prove(relay, now);
         }

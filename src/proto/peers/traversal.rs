@@ -77,6 +77,8 @@ pub(super) struct PeerWay {
     neighbour: Option<(SocketAddr, Instant)>,
     pub(super) lan_hash: [u8; 8],
     called: Option<Instant>,
+    /// When the ports around the expected one were tried last.
+    near_at: Option<Instant>,
     /// Initiations since the last session.
     dials: u32,
 }
@@ -89,6 +91,11 @@ impl PeerWay {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let spray = self.spray.as_ref().and_then(Spray::poll_timeout);
         [self.punch.poll_timeout(), spray].into_iter().flatten().min()
+    }
+
+    /// Where it announced itself in a LAN of ours.
+    pub(super) fn neighbour(&self) -> Option<SocketAddr> {
+        self.neighbour.map(|(addr, _)| addr)
     }
 
     pub(super) fn connected(&mut self) {
@@ -195,8 +202,8 @@ impl Peers {
             return;
         }
         let addr = route.endpoint.addr;
-        let is_announced = peer.candidates.iter().any(|candidate| candidate.addr == addr)
-            || peer.way.neighbour.is_some_and(|(neighbour, _)| neighbour == addr);
+        let is_announced =
+            peer.candidates.iter().any(|candidate| candidate.addr == addr) || peer.way.neighbour() == Some(addr);
         if is_announced || self.traversal.unproven.is_paid(addr) {
             self.send_unproven(route, datagram, now);
         }
@@ -279,7 +286,10 @@ impl Peers {
         let predicted = peer.candidates.iter().find(|c| c.kind == CandidateKind::Predicted).map(|c| c.addr);
         let predicted = predicted.filter(|addr| saw.iter().any(|seen| seen.ip() == addr.ip()));
         if let (NatKind::Predictable(_), Some(expected)) = (theirs, predicted) {
-            if self.traversal.may_spray(idx, now) {
+            // Few datagrams: many ports are still tried when the other side has opened its sockets.
+            let Some(peer) = self.peers.get_mut(&idx) else { return };
+            if peer.way.near_at.is_none_or(|at| now.saturating_duration_since(at) >= SPRAY_EVERY) {
+                peer.way.near_at = Some(now);
                 self.spray(idx, Spray::near(expected, now));
             }
         } else if own.is_hard() && theirs == NatKind::Easy {
