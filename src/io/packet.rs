@@ -153,6 +153,8 @@ fn set_option(socket: &Socket, level: libc::c_int, name: libc::c_int, value: lib
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::super::netns::{Netns, can_make_networks};
     use super::*;
 
@@ -178,6 +180,37 @@ mod tests {
             }
         }
         panic!("the frame did not come");
+    }
+
+    #[test]
+    fn a_datagram_that_is_carried_on_arrives_though_its_sum_was_left_undone() {
+        if !can_make_networks() {
+            return;
+        }
+        let [one, middle, two] = std::array::from_fn(|_| Netns::new().expect("a namespace"));
+        Netns::connect((&one, "eth0", "10.0.0.1/24"), (&middle, "left", "")).expect("a cable");
+        Netns::connect((&middle, "right", ""), (&two, "eth0", "10.0.0.2/24")).expect("a cable");
+        let wait = Duration::from_millis(20);
+        let open = |name| middle.run(|| PacketSocket::open_to_carry(name, wait)).expect("a socket");
+        let (left, right) = (open("left"), open("right"));
+        // To all, so that nobody has to be asked for an address first.
+        let from = one.run(|| UdpSocket::bind("10.0.0.1:0")).expect("a socket");
+        from.set_broadcast(true).expect("an option");
+        let to = two.run(|| UdpSocket::bind("0.0.0.0:7")).expect("a socket");
+        to.set_read_timeout(Some(wait)).expect("a time-out");
+        from.send_to(b"carried", "10.0.0.255:7").expect("sent");
+        let start = std::time::Instant::now();
+        let (mut frame, mut datagram) = (Box::new([0; FRAME_MAX]), [0; 64]);
+        while start.elapsed() < Duration::from_secs(3) {
+            if let Some(frame) = left.recv_into(&mut frame).expect("received") {
+                right.send(frame).expect("sent");
+            }
+            if let Ok(count) = to.recv(&mut datagram) {
+                assert_eq!(&datagram[..count], b"carried");
+                return;
+            }
+        }
+        panic!("the datagram did not come");
     }
 
     #[test]

@@ -76,7 +76,7 @@ fn f_12_an_interface_that_was_down_for_five_seconds_is_used_again_two_seconds_af
     // The first load of its life costs buffers once.
     let warm_up = load();
     thread::sleep(Duration::from_secs(2));
-    warm_up.map(Load::stop);
+    warm_up.into_iter().for_each(|flow| _ = flow.stop());
     let before = resident_kib(cleo);
     let rounds = if crate::stage::is_long() { 5 } else { 1 };
     for _ in 0..rounds {
