@@ -401,7 +401,10 @@ impl Paths {
                 State::Candidate => silent >= ROUND_WAITS[ROUND_WAITS.len() - 1],
                 State::Probing | State::Valid | State::Suspect => false,
             };
-            !(old && !path.announced && path.route.is_direct() && active != Some(path.route))
+            !(old
+                && !path.announced
+                && path.route.is_direct()
+                && active != Some(path.route))
         });
         let forgotten = self.list.len() < before;
         for path in self.list.iter_mut().filter(|path| now >= path.probe_at) {
@@ -591,13 +594,16 @@ impl Paths {
     /// moment ago, of which one may still lead there.
     fn redundant<'p>(&'p self, active: &'p Path) -> Vec<&'p Path> {
         let mut chosen = self.apart(active, COPIES_MAX, true);
-        let doubted =
-            |path: &&Path| path.state == State::Suspect && path.route.is_direct() && path.route != active.route;
-        // The one that carried frames first.
+        let doubted = |path: &&Path| path.state == State::Suspect && path.route.is_direct() && path.route != active.route;
         let mut suspects: Vec<&Path> = self.list.iter().filter(doubted).collect();
+        // The one that carried frames first, then by another socket: one of them may be dead.
         suspects.sort_by_key(|path| (self.doubted != Some(path.route), path.number));
-        chosen.extend(suspects.into_iter().take(COPIES_MAX - 1));
-        chosen.truncate(COPIES_MAX + 1);
+        for path in suspects {
+            let socket = |path: &Path| (path.route.is_direct(), path.route.endpoint.uplink);
+            if chosen.len() <= COPIES_MAX && chosen.iter().all(|other| socket(path) != socket(other)) {
+                chosen.push(path);
+            }
+        }
         chosen
     }
 
@@ -1295,16 +1301,20 @@ mod tests {
     }
 
     #[test]
-    fn redundant_frames_go_by_what_was_proven_until_a_moment_ago_too() {
+    fn redundant_frames_go_by_each_socket_that_was_proven_until_a_moment_ago_too() {
+        let by = |uplink, port| Route::direct(Endpoint { uplink, addr: ([192, 0, 2, 1], port).into() });
         let mut world = two(20, (direct(2), 20));
         world.paths.set_mode(Mode::Redundant);
-        world.paths.prove(relay(), world.now);
+        for route in [by(UplinkId(17), 1), relay()] {
+            world.paths.prove(route, world.now);
+        }
         world.paths.doubt(world.now);
-        let ways: Vec<_> = world.paths.plan().expect("several").ways.iter().map(|way| way.route).collect();
-        assert_eq!(ways, [relay(), direct(1), direct(2)]);
+        let ways = |paths: &Paths| paths.plan().expect("several").ways.iter().map(|way| way.route).collect::<Vec<_>>();
+        assert_eq!(ways(&world.paths), [relay(), direct(1), by(UplinkId(17), 1)]);
         world.paths.drop_relays(world.now);
-        let plan = world.paths.plan().expect("still several");
-        assert_eq!(plan.ways.len(), 2);
+        let mut left = ways(&world.paths);
+        left.sort_by_key(|route| route.endpoint.uplink.0);
+        assert_eq!(left, [direct(1), by(UplinkId(17), 1)]);
     }
 
     #[test]

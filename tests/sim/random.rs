@@ -295,7 +295,7 @@ impl Run {
         if !self.sim.rng.random_bool(0.1) {
             return rate;
         }
-        self.sim.run_for(Duration::from_secs(370));
+        self.sim.run_for(Duration::from_secs(790));
         let before = self.sim.datagrams;
         self.sim.kinds.clear();
         self.sim.run_for(Duration::from_secs(60));

@@ -202,8 +202,8 @@ impl Peers {
             return;
         }
         let addr = route.endpoint.addr;
-        let is_announced =
-            peer.candidates.iter().any(|candidate| candidate.addr == addr) || peer.way.neighbour() == Some(addr);
+        let is_announced = peer.candidates.iter().any(|candidate| candidate.addr == addr)
+            || peer.way.neighbour() == Some(addr);
         if is_announced || self.traversal.unproven.is_paid(addr) {
             self.send_unproven(route, datagram, now);
         }
