@@ -3,7 +3,7 @@
 //! A VLAN tag that the kernel keeps beside a frame is put back into it.
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Read};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::AsRawFd;
 use std::ptr;
@@ -24,7 +24,7 @@ pub struct Captured {
 }
 
 /// A super-frame of 64 KiB and its headers.
-const FRAME_MAX: usize = (64 << 10) + 256;
+pub const FRAME_MAX: usize = (64 << 10) + 256;
 /// A capture must survive bursts, and whoever captures is root.
 const RECEIVE_BUFFER: libc::c_int = 32 << 20;
 
@@ -54,6 +54,29 @@ impl PacketSocket {
         }?;
         socket.bind(&address)?;
         Ok(Self(socket))
+    }
+
+    /// Opens a socket for whoever carries frames on to another interface: it hears what comes in only, and before each
+    /// frame stands what the kernel left undone of it (sums, cutting: `virtio_net_hdr`, 10 bytes), as
+    /// [`send`](Self::send) then wants it, too. VLAN tags that the kernel keeps beside a frame are lost.
+    ///
+    /// `wait`: how long [`recv_into`](Self::recv_into) waits.
+    pub fn open_to_carry(ifname: &str, wait: Duration) -> io::Result<Self> {
+        let socket = Self::open(ifname)?;
+        for option in [libc::PACKET_VNET_HDR, libc::PACKET_IGNORE_OUTGOING] {
+            set_option(&socket.0, libc::SOL_PACKET, option, 1)?;
+        }
+        socket.0.set_read_timeout(Some(wait))?;
+        Ok(socket)
+    }
+
+    /// The next frame, of a socket [opened to carry](Self::open_to_carry); `None` if none came.
+    pub fn recv_into<'b>(&self, buffer: &'b mut [u8; FRAME_MAX]) -> io::Result<Option<&'b [u8]>> {
+        match (&self.0).read(buffer) {
+            Ok(count) => Ok(Some(&buffer[..count])),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sends a frame from destination address to the end of the payload.
@@ -130,6 +153,8 @@ fn set_option(socket: &Socket, level: libc::c_int, name: libc::c_int, value: lib
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::super::netns::{Netns, can_make_networks};
     use super::*;
 
@@ -155,6 +180,37 @@ mod tests {
             }
         }
         panic!("the frame did not come");
+    }
+
+    #[test]
+    fn a_datagram_that_is_carried_on_arrives_though_its_sum_was_left_undone() {
+        if !can_make_networks() {
+            return;
+        }
+        let [one, middle, two] = std::array::from_fn(|_| Netns::new().expect("a namespace"));
+        Netns::connect((&one, "eth0", "10.0.0.1/24"), (&middle, "left", "")).expect("a cable");
+        Netns::connect((&middle, "right", ""), (&two, "eth0", "10.0.0.2/24")).expect("a cable");
+        let wait = Duration::from_millis(20);
+        let open = |name| middle.run(|| PacketSocket::open_to_carry(name, wait)).expect("a socket");
+        let (left, right) = (open("left"), open("right"));
+        // To all, so that nobody has to be asked for an address first.
+        let from = one.run(|| UdpSocket::bind("10.0.0.1:0")).expect("a socket");
+        from.set_broadcast(true).expect("an option");
+        let to = two.run(|| UdpSocket::bind("0.0.0.0:7")).expect("a socket");
+        to.set_read_timeout(Some(wait)).expect("a time-out");
+        from.send_to(b"carried", "10.0.0.255:7").expect("sent");
+        let start = std::time::Instant::now();
+        let (mut frame, mut datagram) = (Box::new([0; FRAME_MAX]), [0; 64]);
+        while start.elapsed() < Duration::from_secs(3) {
+            if let Some(frame) = left.recv_into(&mut frame).expect("received") {
+                right.send(frame).expect("sent");
+            }
+            if let Ok(count) = to.recv(&mut datagram) {
+                assert_eq!(&datagram[..count], b"carried");
+                return;
+            }
+        }
+        panic!("the datagram did not come");
     }
 
     #[test]

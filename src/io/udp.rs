@@ -277,7 +277,7 @@ fn is_about_an_earlier_datagram(error: &io::Error) -> bool {
 
 /// Bursts of 64 KiB overrun the default buffers (200 KiB), so ask for the size past the system's limit where allowed,
 /// and for as much as the limit gives otherwise. Too small a buffer costs speed, so failing is no error.
-fn grow_buffers(socket: &impl AsFd, bytes: usize) {
+pub fn grow_buffers(socket: &impl AsFd, bytes: usize) {
     let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
         if set_option(socket, libc::SOL_SOCKET, force, bytes).is_err()

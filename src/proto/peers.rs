@@ -1055,6 +1055,11 @@ impl Peers {
         // Who was called directly has no channel yet, and needs one when the direct path goes dark.
         let wanted = peer.lookup.take().unwrap_or_else(|| (now, Backoff::new(LOOKUP_RETRY)));
         peer.lookup = peer.channel.is_none().then_some(wanted);
+        if is_first {
+            // Nobody asked by them since the last session ended, and routers may have forgotten them: frames go by others,
+            // too, until a reply comes.
+            peer.paths.doubt(now);
+        }
         let event = peer.paths.prove(via, now);
         if let Some(route) = self.server.zip(peer.channel).map(|(server, token)| Route::relayed(server, token))
             && peer.paths.get(&route).is_none()

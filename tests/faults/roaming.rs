@@ -1,8 +1,10 @@
 //! Clients whose networks change under them: addresses, cables, default routes, routers that forget, sleep.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,11 +71,16 @@ fn f_12_an_interface_that_was_down_for_five_seconds_is_used_again_two_seconds_af
     let _turn = shared();
     let stage = Stage::new().expect("a stage");
     let (ada, cleo) = (&stage.scene.ada, &stage.scene.cleo);
+    let load =
+        || [Load::start((ada, stage.ada), (cleo, stage.cleo)), Load::start((cleo, stage.cleo), (ada, stage.ada))];
+    // The first load of its life costs buffers once.
+    let warm_up = load();
+    thread::sleep(Duration::from_secs(2));
+    warm_up.into_iter().for_each(|flow| _ = flow.stop());
     let before = resident_kib(cleo);
     let rounds = if crate::stage::is_long() { 5 } else { 1 };
     for _ in 0..rounds {
-        let flows =
-            [Load::start((ada, stage.ada), (cleo, stage.cleo)), Load::start((cleo, stage.cleo), (ada, stage.ada))];
+        let flows = load();
         thread::sleep(Duration::from_millis(500));
         cleo.ns.set_link("eth0", false).expect("down");
         thread::sleep(Duration::from_secs(5));
@@ -91,8 +98,7 @@ fn f_12_an_interface_that_was_down_for_five_seconds_is_used_again_two_seconds_af
     assert!(cleo.ended().is_none());
     let after = resident_kib(cleo);
     println!("F-12: cleo held {before} KiB before and {after} KiB after");
-    // The first load of its life costs buffers once; a leak would not stop at that.
-    assert!(after * 100 <= before * 105 + 100 * 1024, "{before} KiB, then {after} KiB");
+    assert!(after.abs_diff(before) * 20 <= before, "{before} KiB, then {after} KiB");
 }
 
 #[test]
@@ -106,26 +112,47 @@ fn f_19_a_client_that_slept_is_reached_a_second_after_it_woke() {
     let lease = certificate(&cleo.state_path());
     let flows = [Load::start((ada, stage.ada), (cleo, stage.cleo)), Load::start((cleo, stage.cleo), (ada, stage.ada))];
     thread::sleep(Duration::from_millis(500));
-    let flaps = paths_lost(ada);
-    run_in(&cleo.ns, &format!("kill -STOP {}", pid(cleo)));
-    thread::sleep(length(12, 60));
-    run_in(&cleo.ns, &format!("kill -CONT {}", pid(cleo)));
-    let woke = Instant::now();
-    thread::sleep(Duration::from_secs(3));
+    let (over, time) = (AtomicBool::new(false), length(12, 60));
+    let (flaps, woke) = thread::scope(|scope| {
+        let watching = scope.spawn(|| flaps_until(&over, ada, "cleo"));
+        run_in(&cleo.ns, &format!("kill -STOP {}", pid(cleo)));
+        thread::sleep(time);
+        run_in(&cleo.ns, &format!("kill -CONT {}", pid(cleo)));
+        let woke = Instant::now();
+        thread::sleep(Duration::from_secs(3));
+        over.store(true, Relaxed);
+        (watching.join().expect("watched"), woke)
+    });
     for flow in flows.map(Load::stop) {
         let back = flow.back_after(woke).expect("traffic again");
         println!("F-19: {}: frames pass {} after cleo woke", flow.name, ms(back));
         assert!(back <= Duration::from_secs(1), "{back:?}");
     }
-    let flaps = paths_lost(ada) - flaps;
-    println!("F-19: ada lost {flaps} paths meanwhile");
-    assert!(flaps <= 4, "{flaps}: one direct path, the relay and what was tried");
+    for (path, left) in &flaps {
+        println!("F-19: ada: {path} was given up {left} times");
+    }
+    assert!(!flaps.is_empty() && flaps.values().all(|left| *left <= 1), "{flaps:?}");
+    assert!(flaps.values().any(|left| *left == 1), "nobody saw that it slept");
     assert_eq!(certificate(&cleo.state_path()), lease);
     stage.mesh().expect("direct again");
 }
 
-fn paths_lost(node: &Node) -> u64 {
-    crate::stage::counter(node, "paths_lost")
+/// How often each path to a peer went from being of use to not being, until it is over.
+fn flaps_until(over: &AtomicBool, node: &Node, peer: &str) -> BTreeMap<String, u32> {
+    let (mut usable, mut flaps) = (BTreeMap::new(), BTreeMap::new());
+    while !over.load(Relaxed) {
+        let reply = node.control(&json!({"command": "paths", "peer": peer})).expect("paths");
+        for path in reply["peers"][0]["paths"].as_array().expect("a list") {
+            let name =
+                format!("{} {}", path["kind"].as_str().expect("a word"), path["address"].as_str().expect("text"));
+            let is = matches!(path["state"].as_str(), Some("active" | "standby"));
+            if usable.insert(name.clone(), is) == Some(true) && !is {
+                *flaps.entry(name).or_insert(0) += 1;
+            }
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    flaps
 }
 
 #[test]
@@ -140,15 +167,28 @@ fn f_16_a_router_that_forgot_its_mappings_costs_two_seconds_under_load() {
     thread::sleep(Duration::from_secs(1));
     let flushed = Instant::now();
     run_in(&stage.scene.underlay.nat_b, "conntrack -F");
-    thread::sleep(Duration::from_secs(4));
-    let direct = || matches!(ada.path_to("cleo"), Ok(Reached::Direct(_))).then_some(());
-    let ((), again) = until(flushed, SOON, "a direct path", direct);
+    let direct = || [(ada, "cleo"), (cleo, "ada")].map(|(one, other)| one.path_to(other).expect("a path"));
+    let is_direct = || direct().iter().all(|path| matches!(path, Reached::Direct(_)));
+    let mut left_at = None;
+    while flushed.elapsed() < Duration::from_secs(2) {
+        if !is_direct() {
+            left_at = Some(flushed.elapsed());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    // From here on all is as before.
+    let at_two = direct();
+    assert!(is_direct(), "{at_two:?} two seconds after the flush");
+    while flushed.elapsed() < Duration::from_secs(4) {
+        assert!(is_direct(), "{:?} {:?} after the flush", direct(), flushed.elapsed());
+        thread::sleep(Duration::from_millis(50));
+    }
     for flow in flows.map(Load::stop) {
         let back = flow.back_after(flushed).expect("traffic");
         println!("F-16: under load, {}: longest gap {}, {} lost", flow.name, ms(flow.longest_gap()), flow.lost().len());
         assert!(back <= Duration::from_secs(2) && flow.longest_gap() <= Duration::from_secs(2));
     }
-    println!("F-16: direct {} after the flush at the latest", ms(again));
+    println!("F-16: after two seconds {at_two:?}; last by the relay {left_at:?} after the flush");
     if !crate::stage::is_long() {
         return;
     }
@@ -272,6 +312,9 @@ fn f_13_a_default_route_that_moves_to_another_interface_is_followed_in_five_seco
             let answered = ways.mobile.ping(fixed, Duration::from_secs(1)).is_some();
             (answered && matches!(ways.mobile.path_to("fixed"), Ok(Reached::Direct(_)))).then_some(())
         });
+        if six && four || crate::stage::is_long() {
+            the_old_link_stays(&ways, name, (four, six), ends);
+        }
         for cable in [1, 0] {
             let flows = [Load::start(ends[0], ends[1]), Load::start(ends[1], ends[0])];
             thread::sleep(Duration::from_millis(500));
@@ -295,6 +338,43 @@ fn f_13_a_default_route_that_moves_to_another_interface_is_followed_in_five_seco
             restore(&ways.mobile.ns, 1 - cable, six);
         }
     }
+}
+
+/// Only the route moves, there and back, and the old link stays as it was.
+fn the_old_link_stays(ways: &TwoWays, name: &str, (four, six): (bool, bool), ends: [(&Node, IpAddr); 2]) {
+    for cable in [1, 0] {
+        let flows = [Load::start(ends[0], ends[1]), Load::start(ends[1], ends[0])];
+        thread::sleep(Duration::from_millis(500));
+        let moved = Instant::now();
+        ways.leave_by(cable, four, six);
+        // A thousand packets a second go by the new one, and hardly any by the old.
+        let left_by = |cable: u8| {
+            let before = sent_by(&ways.mobile.ns, cable);
+            thread::sleep(Duration::from_millis(100));
+            sent_by(&ways.mobile.ns, cable) - before
+        };
+        let new = || (left_by(cable) > 50 && left_by(1 - cable) < 20).then_some(());
+        let ((), took) = until(moved, SOON, "the flow to leave by the new interface", new);
+        let attached = || {
+            let status = status(&ways.mobile)?;
+            let heard = status["server"]["last_contact_seconds"].as_f64()?;
+            (status["server"]["connected"] == true && heard < moved.elapsed().as_secs_f64()).then_some(())
+        };
+        let ((), server) = until(moved, SOON, "the server", attached);
+        thread::sleep(Duration::from_secs(1));
+        println!("F-13: {name}, the old link stays: everything leaves by eth{cable} {} later", ms(took));
+        assert!(took <= Duration::from_secs(5), "{took:?}");
+        for flow in flows.map(Load::stop) {
+            report_13(name, cable, &flow, server);
+        }
+    }
+}
+
+/// How many frames left by a cable.
+fn sent_by(ns: &Netns, cable: u8) -> u64 {
+    let table = ns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).expect("a table");
+    let line = table.lines().find_map(|line| line.trim().strip_prefix(&format!("eth{cable}:"))).expect("the interface");
+    line.split_whitespace().nth(9).expect("a column").parse().expect("a number")
 }
 
 /// IPv6 addresses go with a link that goes down.
@@ -424,25 +504,30 @@ fn f_17_after_minutes_without_a_frame_the_first_one_arrives_though_routers_forge
         return;
     }
     let _turn = shared();
-    let stage = Stage::new().expect("a stage");
-    let (ada, cleo) = (&stage.scene.ada, &stage.scene.cleo);
-    for seconds in [30, 15] {
+    // Side by side, or ten times five minutes for each would take two hours: five networks with each time-out, idle twice.
+    let stages: Vec<(u64, Stage)> =
+        [30, 15].iter().flat_map(|seconds| (0..5).map(|_| (*seconds, Stage::new().expect("a stage")))).collect();
+    for (seconds, stage) in &stages {
         for nat in [&stage.scene.underlay.nat_a, &stage.scene.underlay.nat_b] {
             for key in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
                 nat.sysctl(&format!("netfilter/{key}"), &seconds.to_string()).expect("a setting");
             }
         }
-        if seconds == 15 {
-            // The time there is to learn it.
-            thread::sleep(Duration::from_secs(180));
+    }
+    // The time there is to learn that mappings last 15 s only.
+    thread::sleep(Duration::from_secs(180));
+    for round in 0..2 {
+        thread::sleep(Duration::from_secs(300));
+        for (number, (seconds, stage)) in stages.iter().enumerate() {
+            let (ada, cleo) = (&stage.scene.ada, &stage.scene.cleo);
+            let there = (number + round) % 2 == 0;
+            let answer = if there { ada.ping(stage.cleo, SOON) } else { cleo.ping(stage.ada, SOON) };
+            println!(
+                "F-17: mappings of {seconds} s, five minutes idle: first packet {} answered in {answer:?}, {:?}",
+                if there { "there" } else { "back" },
+                ada.path_to("cleo")
+            );
+            assert!(answer.is_some(), "{}\n{}", ada.log(), cleo.log());
         }
-        let mut lost = 0;
-        for round in 0..10 {
-            thread::sleep(Duration::from_secs(if round == 0 { 300 } else { 40 }));
-            let answered = if round % 2 == 0 { ada.ping(stage.cleo, SOON) } else { cleo.ping(stage.ada, SOON) };
-            lost += u32::from(answered.is_none());
-        }
-        println!("F-17: mappings of {seconds} s: {lost} of 10 first packets lost");
-        assert_eq!(lost, 0);
     }
 }

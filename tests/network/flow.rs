@@ -10,11 +10,15 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use eps_actor::cli::demo::scene::Node;
+use eps_actor::io::udp::grow_buffers;
 
 /// How long the last packets may be under way.
 const LAST: Duration = Duration::from_millis(1500);
 /// A pause of the sender above this is the machine's, and no gap of the path.
 const PAUSE: Duration = Duration::from_millis(40);
+
+/// What waits for a receiver that the machine holds up, in bytes: a second of 20,000 small packets is under it.
+const BUFFER: usize = 32 << 20;
 
 /// A flow that runs until it is stopped.
 pub struct Flow {
@@ -35,6 +39,7 @@ impl Flow {
     pub fn start((from, source): (&Node, IpAddr), (to, target): (&Node, IpAddr), len: usize, pace: Duration) -> Self {
         let output = from.ns.run(|| UdpSocket::bind((source, 0))).expect("a socket");
         let input = to.ns.run(|| UdpSocket::bind((target, 0))).expect("a socket");
+        grow_buffers(&input, BUFFER);
         input.set_read_timeout(Some(Duration::from_millis(50))).expect("a time-out");
         let target = input.local_addr().expect("an address");
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(usize::MAX)));
@@ -139,6 +144,18 @@ impl Outcome {
             self.firsts().iter().map(|(number, at)| at.saturating_duration_since(self.sent[*number])).collect();
         delays.sort_unstable();
         delays.get(delays.len() / 2).copied().unwrap_or(Duration::MAX)
+    }
+
+    /// Packets sent a second.
+    pub fn rate(&self) -> f64 {
+        let [Some(first), Some(last)] = [self.sent.first(), self.sent.last()] else { return 0.0 };
+        (self.sent.len() - 1) as f64 / (*last - *first).as_secs_f64()
+    }
+
+    /// Packets that took longer than this.
+    pub fn later_than(&self, limit: Duration) -> usize {
+        let firsts = self.firsts();
+        firsts.iter().filter(|(number, at)| at.saturating_duration_since(self.sent[**number]) > limit).count()
     }
 
     /// The longest time between two arrivals while packets were being sent, less what the sender itself was held up.

@@ -25,6 +25,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
+use crate::delay::Cable;
 pub use crate::turn::{Turn, alone, beside, is_long};
 
 /// The program under test.
@@ -76,6 +77,14 @@ impl World {
         let ns = Netns::new().expect("a namespace");
         self.lan.plug(&ns, "eth0", &format!("198.51.100.{}/24", self.hosts)).expect("a cable");
         Arc::new(ns)
+    }
+
+    /// As [`Self::host`], by a cable that may delay and lose.
+    pub fn host_by_cable(&mut self) -> (Arc<Netns>, Cable) {
+        self.hosts += 1;
+        let ns = Netns::new().expect("a namespace");
+        let cable = Cable::plug(&mut self.lan, &ns, "eth0", &format!("198.51.100.{}/24", self.hosts));
+        (Arc::new(ns), cable)
     }
 
     /// A client on a machine of its own, not started.

@@ -10,6 +10,7 @@ mod cloud;
 mod commands;
 #[path = "../shared/crowd.rs"]
 mod crowd;
+mod delay;
 mod ethernet;
 mod flood;
 mod flow;

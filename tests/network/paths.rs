@@ -2,7 +2,7 @@
 //! N-12, N-13, M-01 to M-08).
 //!
 //! Two clients have two interfaces each, on two switches; the server is on the first. Loss and cuts are iptables rules,
-//! rates are tbf.
+//! rates are tbf, delays are cables of the first client.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use eps_actor::config::Role;
 use eps_actor::io::netns::{Lan, Netns, can_make_networks};
 use serde_json::{Value, json};
 
+use crate::delay::Cable;
 use crate::flow::{Flow, Outcome};
 use crate::lab::{
     World, alone, beside, counter, finish, has_program, is_long, join, node, ping, run_in, text, until, wait_for_direct,
@@ -27,38 +28,71 @@ struct Pair {
     second: Lan,
     a: (Node, IpAddr),
     b: (Node, IpAddr),
+    /// Those of a, in their order, where they may delay.
+    cables: Vec<Cable>,
+}
+
+/// How two clients are connected.
+#[derive(Clone, Copy, PartialEq)]
+enum Ways {
+    One,
+    /// The same, and a's end is a [`Cable`].
+    OneCable,
+    Two,
+    /// The same, and both of a's ends are [`Cable`]s, which hold everything so long.
+    TwoCables([Duration; 2]),
 }
 
 impl Pair {
     /// On one switch, with one interface each; `None` where the machine has no namespaces or no iptables.
     fn on_one_switch(more: &[&str]) -> Option<Self> {
-        Self::new(false, more)
+        Self::new(Ways::One, more)
     }
 
     /// On two switches, both interfaces named as uplinks.
     fn on_two_switches(more: &[&str]) -> Option<Self> {
-        Self::new(true, &[&["--uplink", "eth0", "--uplink", "eth1"], more].concat())
+        Self::new(Ways::Two, &[&["--uplink", "eth0", "--uplink", "eth1"], more].concat())
     }
 
-    fn new(two: bool, more: &[&str]) -> Option<Self> {
+    /// The same, where a's cables may delay and lose, and hold everything so long from the beginning.
+    fn on_two_cables(hold: [Duration; 2], more: &[&str]) -> Option<Self> {
+        Self::new(Ways::TwoCables(hold), &[&["--uplink", "eth0", "--uplink", "eth1"], more].concat())
+    }
+
+    fn new(ways: Ways, more: &[&str]) -> Option<Self> {
         if !can_make_networks() || !has_program("iptables") {
             return None;
         }
+        let two = matches!(ways, Ways::Two | Ways::TwoCables(_));
         let (mut world, mut second) = (World::new(), Lan::new().expect("a switch"));
         let line = world.start_server(&[]);
+        let mut cables = Vec::new();
         let mut client = |name: &str, host: u8| -> Node {
-            let ns: Arc<Netns> = world.host();
-            if two {
-                second.plug(&ns, "eth1", &format!("203.0.113.{host}/24")).expect("a cable");
+            let may_delay = host == 2 && matches!(ways, Ways::OneCable | Ways::TwoCables(_));
+            let ns: Arc<Netns> = if may_delay {
+                let (ns, cable) = world.host_by_cable();
+                cables.push(cable);
+                ns
+            } else {
+                world.host()
+            };
+            let place = format!("203.0.113.{host}/24");
+            match (two, may_delay) {
+                (true, true) => cables.push(Cable::plug(&mut second, &ns, "eth1", &place)),
+                (true, false) => second.plug(&ns, "eth1", &place).expect("a cable"),
+                (false, _) => {}
             }
             node(name, Role::Client, ns, &world.directory)
         };
         let (a, b) = (client("ada", 2), client("bob", 3));
+        if let Ways::TwoCables(hold) = ways {
+            cables.iter().zip(hold).for_each(|(cable, hold)| cable.hold(hold));
+        }
         let (at_a, at_b) = (join(&a, &line, more), join(&b, &line, more));
         ping(&a, &b, at_b);
         wait_for_direct(&a, "bob");
         wait_for_direct(&b, "ada");
-        let pair = Self { world, second, a: (a, at_a), b: (b, at_b) };
+        let pair = Self { world, second, a: (a, at_a), b: (b, at_b), cables };
         if two {
             pair.until_both_are_valid();
         }
@@ -214,51 +248,60 @@ fn f_25_loss_is_no_death() {
 
 #[test]
 fn n_12_a_better_path_that_appears_is_used_without_a_loss() {
-    let Some(mut pair) = Pair::on_one_switch(&["--uplink", "eth0", "--uplink", "eth1", "--multipath", "best"]) else {
-        return;
-    };
+    let uplinks = ["--uplink", "eth0", "--uplink", "eth1", "--multipath", "best"];
+    let Some(mut pair) = Pair::new(Ways::OneCable, &uplinks) else { return };
     let _turn = alone();
-    // A way that is clearly worse: some of it is lost, in both directions.
-    for (ns, from) in [(&pair.a.0.ns, B[0]), (&pair.b.0.ns, A[0])] {
-        lose(ns, from, 0.05);
-    }
+    pair.cables[0].hold(MS * 10);
+    let far = |path: &Value| path["state"] == "active" && path["rtt_ms"].as_f64().is_some_and(|rtt| rtt > 15.0);
     let flow = pair.flow(64, MS * 2);
-    until("the loss to be known", || of_peer(&pair.a.0, "bob")["loss_percent"].as_f64().is_some_and(|loss| loss > 1.0));
-    let before = flow.stop();
-    assert!(before.loss() > 0.0);
+    until("the delay to be known", || paths(&pair.a.0, "bob").iter().any(far));
     pair.second.plug(&pair.a.0.ns, "eth1", "203.0.113.2/24").expect("a cable");
     pair.second.plug(&pair.b.0.ns, "eth1", "203.0.113.3/24").expect("a cable");
     let appeared = Instant::now();
-    let traffic = pair.flow(64, MS * 2);
     until("the better path", || state_at(&pair.a.0, "bob", "203.") == "active");
     let took = appeared.elapsed();
-    assert_eq!(traffic.stop().duplicates(), 0);
-    let after = pair.flow(64, MS * 2);
     thread::sleep(Duration::from_secs(1));
-    let after = after.stop();
-    println!("N-12: the better path was used {took:?} after it appeared; {} lost since, 0 doubled", after.lost());
+    let outcome = flow.stop();
+    println!(
+        "N-12: the better path was used {took:?} after it appeared; {} of {} lost across the change, {} doubled",
+        outcome.lost(),
+        outcome.sent.len(),
+        outcome.duplicates()
+    );
     assert!(took <= Duration::from_secs(5));
-    assert_eq!((after.lost(), after.duplicates()), (0, 0));
+    assert_eq!((outcome.lost(), outcome.duplicates()), (0, 0));
 }
 
 #[test]
-fn n_13_two_like_paths_are_not_switched_between() {
-    let Some(pair) = Pair::on_two_switches(&["--multipath", "best"]) else { return };
-    let _turn = beside();
+fn n_13_two_paths_that_are_better_in_turns_are_not_switched_between() {
+    // A round trip of 10 ms by the one and of 9 ms by the other.
+    const HOLD: [Duration; 2] = [Duration::from_micros(4_500), Duration::from_micros(5_000)];
+    let Some(pair) = Pair::on_two_cables(HOLD, &["--multipath", "best"]) else { return };
+    let _turn = alone();
     let flow = pair.flow(64, MS * 5);
-    let (rounds, mut switches) = (if is_long() { 100 } else { 3 }, 0);
+    let known = |path: &&Value| path["kind"] == "direct" && path["rtt_ms"].as_f64().is_some_and(|rtt| rtt > 8.0);
+    until("both to be measured", || paths(&pair.a.0, "bob").iter().filter(known).count() >= 2);
+    let (rounds, mut switches) = (if is_long() { 100 } else { 4 }, 0);
     let active = || state_at(&pair.a.0, "bob", "203.") == "active";
     let mut before = active();
-    for _ in 0..rounds {
-        for _ in 0..6 {
-            thread::sleep(Duration::from_millis(500));
+    for round in 0..rounds {
+        pair.cables.iter().zip(0..).for_each(|(cable, way)| cable.hold(HOLD[(way + round + 1) % 2]));
+        for _ in 0..12 {
+            thread::sleep(Duration::from_millis(250));
             let now = active();
             switches += u32::from(now != before);
             before = now;
         }
     }
     let outcome = flow.stop();
-    println!("N-13: {switches} switches in {rounds} rounds of 3 s, {} of {} lost", outcome.lost(), outcome.sent.len());
+    println!(
+        "N-13: {switches} switches in {rounds} turns of 3 s, {} of {} lost, median delay {:?}",
+        outcome.lost(),
+        outcome.sent.len(),
+        outcome.median_delay()
+    );
+    // The flow went through the cables.
+    assert!(outcome.median_delay() >= Duration::from_micros(4_500));
     assert!(switches <= 2, "{switches}");
     assert_eq!(outcome.duplicates(), 0);
 }
@@ -365,6 +408,43 @@ fn m_02_an_interface_that_goes_down_takes_its_paths_along_and_brings_them_back()
 }
 
 #[test]
+fn m_03_copies_that_come_200_ms_later_make_good_what_the_fast_path_loses() {
+    let Some(pair) = Pair::on_two_cables([Duration::ZERO, MS * 200], &["--multipath", "redundant"]) else { return };
+    let _turn = alone();
+    // The relay would be a third path; without it all that the fast one loses comes by the slow one alone.
+    pair.world.server.stop().expect("stopped");
+    until("the relay to be gone", || {
+        let in_use = |path: &Value| path["kind"] != "direct" && path["state"] != "dead";
+        [(&pair.a.0, "bob"), (&pair.b.0, "ada")].iter().all(|(node, peer)| !paths(node, peer).iter().any(in_use))
+    });
+    // A machine with two cores for all of this is held up now and then: what waits for the program must not overflow.
+    for node in [&pair.a.0, &pair.b.0] {
+        run_in(&node.ns, "ip link set dev eps0 txqueuelen 20000");
+    }
+    pair.cables[0].lose(0.1);
+    let slow_way = |path: &Value| path["rtt_ms"].as_f64().is_some_and(|rtt| rtt > 100.0);
+    let warm_up = Flow::start((&pair.a.0, pair.a.1), (&pair.b.0, pair.b.1), 64, MS * 5);
+    until("the delay to be known", || paths(&pair.a.0, "bob").iter().any(slow_way));
+    warm_up.stop();
+    let flow = Flow::start((&pair.a.0, pair.a.1), (&pair.b.0, pair.b.1), 64, Duration::from_micros(50));
+    thread::sleep(Duration::from_secs(if is_long() { 60 } else { 2 }));
+    let outcome = flow.stop();
+    let late = outcome.later_than(MS * 195);
+    println!(
+        "M-03: {:.0} packets a second: {} of {} lost, {} doubled; {late} came by the slow path alone",
+        outcome.rate(),
+        outcome.lost(),
+        outcome.sent.len(),
+        outcome.duplicates()
+    );
+    let overflowed: u64 = pair.cables.iter().map(Cable::overflowed).sum();
+    assert_eq!(overflowed, 0, "the cables themselves lost some");
+    assert!(outcome.rate() >= 18_000.0, "the generator is too slow: {}", outcome.rate());
+    assert!(late * 20 >= outcome.sent.len(), "{late}: the fast path loses a tenth");
+    assert_eq!((outcome.lost(), outcome.duplicates()), (0, 0));
+}
+
+#[test]
 fn a_path_by_an_interface_that_leads_to_peers_only_is_left_at_once_when_its_address_goes() {
     let Some(mut pair) = Pair::on_one_switch(&["--multipath", "best"]) else { return };
     let _turn = beside();
@@ -416,7 +496,8 @@ fn m_04_m_05_bonded_adds_up_keeps_the_order_of_flows_and_moves_them_off_a_cut_pa
     }
     // Eight flows of 4.7 Mbit/s on the wire: twice what one path carries, and a little less than both.
     let flows: Vec<Flow> = (0..8).map(|_| pair.flow(1225, Duration::from_micros(2300))).collect();
-    thread::sleep(Duration::from_secs(1));
+    // Flows find their ways while they begin; what is measured is how it goes on.
+    thread::sleep(Duration::from_secs(3));
     let start = Instant::now();
     thread::sleep(Duration::from_secs(if is_long() { 30 } else { 4 }));
     let end = Instant::now();
@@ -429,8 +510,7 @@ fn m_04_m_05_bonded_adds_up_keeps_the_order_of_flows_and_moves_them_off_a_cut_pa
     let lost: usize = outcomes.iter().map(Outcome::lost).sum();
     println!("M-04: {rate:.1} Mbit/s by two paths of 20, {reordered} of {arrived} out of order, {lost} lost");
     assert!(rate >= 34.0, "{rate}");
-    // The weights follow the rates: a flow may be moved once or twice in the beginning.
-    assert!(reordered * 1000 <= arrived, "{reordered} of {arrived}");
+    assert_eq!(reordered, 0, "of {arrived}");
     assert!(outcomes.iter().all(|outcome| outcome.duplicates() == 0));
 
     let flows: Vec<Flow> = (0..8).map(|_| pair.flow(200, MS * 5)).collect();
@@ -486,23 +566,32 @@ fn m_07_small_frames_get_through_a_lossy_path_at_a_twentieth_of_the_bytes() {
     let route = pair.a.0.control(&json!({"command": "status"})).expect("a status")["peers"][0]["path"].clone();
     let first = usize::from(route.as_str().expect("a path").starts_with("203."));
     lose(&pair.b.0.ns, A[first], 0.1);
-    let (sent, copied) = (counter(&pair.a.0, "udp_tx_bytes"), counter(&pair.a.0, "copies_sent_bytes"));
-    let bulk = pair.flow(1300, MS * 2);
-    let pings = pair.flow(56, MS * 10);
+    lose(&pair.a.0.ns, B[first], 0.1);
+    let ends = [(&pair.a.0, pair.a.1), (&pair.b.0, pair.b.1)];
+    let cost = |node: &Node| (counter(node, "udp_tx_bytes"), counter(node, "copies_sent_bytes"));
+    let before = ends.map(|(node, _)| cost(node));
+    let bulk = [Flow::start(ends[0], ends[1], 1300, MS * 2), Flow::start(ends[1], ends[0], 1300, MS * 2)];
+    let pings = [Flow::start(ends[0], ends[1], 56, MS * 10), Flow::start(ends[1], ends[0], 56, MS * 10)];
     thread::sleep(Duration::from_secs(if is_long() { 60 } else { 5 }));
-    let (pings, bulk) = (pings.stop(), bulk.stop());
-    let (sent, copied) = (counter(&pair.a.0, "udp_tx_bytes") - sent, counter(&pair.a.0, "copies_sent_bytes") - copied);
-    let part = copied as f64 * 100.0 / sent as f64;
-    println!(
-        "M-07: {} of {} small frames lost, {:.1} % of the large ones; copies cost {part:.2} % of the bytes",
-        pings.lost(),
-        pings.sent.len(),
-        bulk.loss() * 100.0
-    );
-    assert!(bulk.loss() > 0.0, "the path in use loses");
-    assert!(pings.loss() <= 0.001, "{} of {}", pings.lost(), pings.sent.len());
-    assert!(part <= 5.0 && copied > 0, "{part}");
-    assert_eq!(pings.duplicates() + bulk.duplicates(), 0);
+    let (pings, bulk) = (pings.map(Flow::stop), bulk.map(Flow::stop));
+    for (((node, _), before), (pings, bulk)) in ends.iter().zip(before).zip(pings.iter().zip(&bulk)) {
+        let after = cost(node);
+        let part = (after.1 - before.1) as f64 * 100.0 / (after.0 - before.0) as f64;
+        println!(
+            "M-07: from {}: {} of {} small frames lost, {:.1} % of the large ones; copies cost {part:.2} % of the bytes",
+            node.name,
+            pings.lost(),
+            pings.sent.len(),
+            bulk.loss() * 100.0
+        );
+        assert!(part <= 5.0 && part > 0.0, "{part}");
+        assert_eq!(pings.duplicates() + bulk.duplicates(), 0);
+    }
+    assert!(bulk.iter().any(|bulk| bulk.loss() > 0.0), "the path in use loses");
+    // There and back, as a ping goes.
+    let (lost, sent) = pings.iter().fold((0, 0), |sum, flow| (sum.0 + flow.lost(), sum.1 + flow.sent.len()));
+    println!("M-07: {lost} of {sent} small frames lost in both directions, with 10 % of loss in both");
+    assert!(lost as f64 * 2.0 <= sent as f64 * 0.001, "{lost} of {sent}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Ways through NATs with the real program, behind routers of every kind (N-02 to N-05, N-07 to N-09, N-11, N-14, N-16).
 
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -12,8 +13,8 @@ use eps_actor::io::netns::{Lan, Netns, can_make_networks};
 use serde_json::Value;
 
 use crate::lab::{
-    BIN, Capture, SOON, World, address, alone, beside, counter, ends_within, has_program, is_long, join, node, ping,
-    run_in, state_of, text, udp_payload, until, wait_for_direct,
+    BIN, Capture, SOON, World, address, alone, beside, counter, ends_within, has_program, is_long, join, node, packets,
+    ping, run_in, state_of, text, udp_payload, until, wait_for_direct,
 };
 
 const ALONE: [&str; 2] = ["--upnptimeout", "0"];
@@ -249,14 +250,14 @@ fn n_05_two_hard_routers_stay_on_the_relay_with_few_probes() {
     let outcome = meet(&a.node, &b.node, Expected::Relay, Duration::from_secs(2)).expect("a meeting");
     let answered = outcome.answered.expect("an answer");
     assert!(answered <= Duration::from_secs(1), "{answered:?}");
-    // The first rounds are over after this.
-    let settled = Instant::now() + Duration::from_secs(6);
+    // The first two rounds are over after this.
+    let settled = Instant::now() + Duration::from_secs(10);
     let to = address(&b.node);
     while Instant::now() < settled {
         assert!(a.node.ping(to, SOON).is_some());
         thread::sleep(Duration::from_millis(300));
     }
-    let seconds = if is_long() { 120 } else { 12 };
+    let seconds = if is_long() { 120 } else { 20 };
     let capture = Capture::start(&[(&a.routers[0], "wan"), (&b.routers[0], "wan")]);
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(seconds) {
@@ -268,23 +269,92 @@ fn n_05_two_hard_routers_stay_on_the_relay_with_few_probes() {
     let is_probe = |frame: &[u8]| udp_payload(frame).is_some() && frame[26..30] != server && frame[30..34] != server;
     // Each router sees what it sends and what comes.
     let probes = capture.frames().iter().filter(|captured| is_probe(&captured.frame)).count() / 2;
-    println!("N-05: by relay after {:.0} ms; then {probes} probes of both in {seconds} s", ms(answered));
-    assert!(probes as u64 <= 2 * seconds, "more than one a second and side: {probes} in {seconds} s");
+    println!("N-05: by relay after {:.0} ms; then {probes} probes of both together in {seconds} s", ms(answered));
+    assert!(probes as u64 <= seconds, "more than one a second: {probes} in {seconds} s");
 }
 
 #[test]
 fn n_16_where_a_router_takes_early_datagrams_for_itself_the_pair_still_speaks() {
-    if !can_make_networks() {
+    if !can_make_networks() || !has_program("iptables") {
         return;
     }
     let _turn = beside();
     let (mut zoo, line) = zoo();
+    let rounds = if is_long() { 10 } else { 1 };
+    // To one who hears anybody, the way leads by the port that the spoilt router took instead; between two such routers
+    // by the relay, or a hole that chance finds.
+    for (kind, expected) in [(Kind::None, Expected::Direct), (Kind::Careless, Expected::Either)] {
+        let trapped = house(&mut zoo, Kind::Careless, &format!("trapped-{}", kind.word()));
+        let early = house(&mut zoo, kind, &format!("early-{}", kind.word()));
+        let (mut direct, mut slowest) = (0, Duration::ZERO);
+        for _ in 0..rounds {
+            start([&trapped.node, &early.node], &line, &[]);
+            let announced = trapped.node.client_status().expect("a status").nat.observed[0].clone();
+            let outcome = thread::scope(|scope| {
+                let held = hold_until_an_early_one_came(&trapped, &early);
+                let watching = scope.spawn(held);
+                let outcome = meet(&trapped.node, &early.node, expected, Duration::from_secs(5)).expect("a meeting");
+                watching.join().expect("an early datagram");
+                outcome
+            });
+            let answered = outcome.answered.expect("an answer");
+            direct += usize::from(outcome.direct.is_some());
+            slowest = slowest.max(outcome.direct.unwrap_or_default());
+            if expected == Expected::Direct {
+                let took = outcome.direct.unwrap_or_else(|| panic!("not direct\n{}", trapped.node.log()));
+                assert!(took <= Duration::from_secs(5), "{took:?}");
+                let learnt = early.node.path_to(&trapped.node.name).expect("a path");
+                assert!(
+                    matches!(&learnt, Reached::Direct(at) if *at != announced),
+                    "{learnt:?}, {announced} was spoilt"
+                );
+                println!("N-16: announced at {announced}, spoilt, and reached at {learnt}");
+            } else {
+                assert!(!matches!(outcome.reached, Reached::Not(_)), "{outcome:?}");
+                assert!(answered <= Duration::from_secs(2), "by the relay: {answered:?}");
+            }
+            for client in [&trapped.node, &early.node] {
+                client.stop().expect("stopped");
+            }
+        }
+        println!(
+            "N-16: careless and {}, the peer's datagram first: {direct} of {rounds} direct, the slowest after {:.0} ms; \
+             the others by relay",
+            kind.word(),
+            ms(slowest)
+        );
+    }
     let (a, b) = (house(&mut zoo, Kind::Careless, "one"), house(&mut zoo, Kind::Careless, "other"));
-    let count = if is_long() { 20 } else { 2 };
+    let count = if is_long() { 20 } else { 1 };
     let outcomes = runs(&line, [&a, &b], count, Duration::from_secs(5), Expected::Either, &[]);
-    let (found, slowest) = direct(&outcomes);
-    println!("N-16: {found} of {count} direct, the slowest after {:.0} ms; the others by relay", ms(slowest));
+    let (found, slowest) = self::direct(&outcomes);
+    println!("N-16: as it comes: {found} of {count} direct, the slowest after {:.0} ms; others by relay", ms(slowest));
     assert!(outcomes.iter().all(|outcome| !matches!(outcome.reached, Reached::Not(_))));
+}
+
+/// Holds back what one sends to another until something of the other has come to the router, unasked.
+fn hold_until_an_early_one_came(trapped: &House, early: &House) -> impl FnOnce() + Send {
+    let far = early.routers.first().unwrap_or(&early.node.ns);
+    let netlink = far.netlink().expect("a socket");
+    let addresses = smol::block_on(netlink.addresses()).expect("addresses");
+    let far = addresses.iter().find(|one| one.name == "wan" && one.addr.is_ipv4()).expect("an address").addr;
+    let IpAddr::V4(address) = far else { unreachable!("IPv4") };
+    let router = &trapped.routers[0];
+    let rule = format!("FORWARD -i lan -d {address} -j DROP");
+    run_in(router, &format!("iptables -I {rule}"));
+    let wire = packets(router, "wan");
+    move || {
+        let start = Instant::now();
+        let is_early = |frame: &[u8]| udp_payload(frame).is_some() && frame[26..30] == address.octets();
+        loop {
+            assert!(start.elapsed() < SOON, "nothing came from {address}");
+            let captured = wire.recv(Duration::from_millis(50)).expect("the interface is there");
+            if captured.is_some_and(|captured| !captured.outgoing && is_early(&captured.frame)) {
+                break;
+            }
+        }
+        run_in(router, &format!("iptables -D {rule}"));
+    }
 }
 
 /// The kernel's own multicast on a new device would be a first packet before ours.
@@ -411,19 +481,11 @@ fn n_08_two_in_one_lan_find_each_other_with_the_server_cut_off() {
 
 #[test]
 fn n_11_over_ipv6_alone_by_relay_between_the_families_and_with_one_family_broken() {
-    if !can_make_networks() || !has_program("iptables") {
+    if !can_make_networks() || !has_program("iptables") || !has_program("ip") {
         return;
     }
     let _turn = alone();
     let mut world = World::new();
-    let add6 = |ns: &Netns, host: u16| {
-        let netlink = ns.netlink().expect("a socket");
-        smol::block_on(async {
-            let eth0 = netlink.link_index("eth0").await.expect("eth0");
-            let addr = std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host);
-            netlink.add_address(eth0, addr.into(), 64).await.expect("an address");
-        });
-    };
     let drop4 = |ns: &Netns, host: u8| {
         let netlink = ns.netlink().expect("a socket");
         smol::block_on(async {
@@ -432,8 +494,8 @@ fn n_11_over_ipv6_alone_by_relay_between_the_families_and_with_one_family_broken
         });
     };
     add6(&world.server.ns, 1);
-    let clients = ["six", "sixer", "four", "dual"].map(|name| world.client(name));
-    let [six, sixer, four, dual] = &clients;
+    let clients = ["six", "sixer", "four"].map(|name| world.client(name));
+    let [six, sixer, four] = &clients;
     for (number, client) in clients.iter().enumerate() {
         let host = number as u8 + 2;
         if client.name != "four" {
@@ -461,19 +523,56 @@ fn n_11_over_ipv6_alone_by_relay_between_the_families_and_with_one_family_broken
             ms(start.elapsed())
         );
     }
-    // It has an address of IPv4 and a route, and nothing passes.
-    run_in(&dual.ns, "iptables -A OUTPUT -o eth0 -j DROP");
-    let to = join(dual, &line, &ALONE);
-    until("the pair to know each other", || state_of(six, "dual") == "idle");
-    let start = Instant::now();
-    let answered = six.ping(to, SOON).map(|_| start.elapsed()).expect("an answer");
-    wait_for_direct(six, "dual");
-    println!(
-        "N-11: to one whose IPv4 is broken: answered after {:.0} ms, direct after {:.0} ms",
-        ms(answered),
-        ms(start.elapsed())
-    );
-    assert!(answered <= Duration::from_millis(300 + 300), "{answered:?}");
+    broken_family(&mut world);
+}
+
+/// Pairs that have both families, healthy ones and such whose IPv4 is lost on its way, and what that costs them.
+fn broken_family(world: &mut World) {
+    let line = world.invite(true);
+    let runs = if is_long() { 10 } else { 3 };
+    // Joined, first answer, direct: of each run.
+    let mut times = [const { [const { Vec::new() }; 3] }; 2];
+    for run in 0..runs {
+        for broken in [false, true] {
+            let word = if broken { "broken" } else { "healthy" };
+            let pair = ["a", "b"].map(|letter| world.client(&format!("{word}-{run}-{letter}")));
+            for (at, client) in pair.iter().enumerate() {
+                quiet(&client.ns);
+                add6(&client.ns, 0x100 + run * 4 + u16::from(broken) * 2 + at as u16);
+                if broken {
+                    // It has an address and a route, its sends succeed, and nothing comes.
+                    run_in(&client.ns, "iptables -I INPUT -i eth0 -j DROP");
+                }
+            }
+            let start = Instant::now();
+            let to = pair.each_ref().map(|client| join(client, &line, &ALONE))[1];
+            let joined = start.elapsed();
+            until("the pair to know each other", || state_of(&pair[0], &pair[1].name) == "idle");
+            let start = Instant::now();
+            let answered = pair[0].ping(to, SOON).map(|_| start.elapsed()).expect("an answer");
+            wait_for_direct(&pair[0], &pair[1].name);
+            for (list, time) in times[usize::from(broken)].iter_mut().zip([joined, answered, start.elapsed()]) {
+                list.push(time);
+            }
+            for client in &pair {
+                client.stop().expect("stopped");
+            }
+        }
+    }
+    let [healthy, broken] = times.map(|lists| {
+        lists.map(|mut list| {
+            list.sort_unstable();
+            list[list.len() / 2]
+        })
+    });
+    for (what, (healthy, broken)) in ["joined", "answered", "direct"].iter().zip(healthy.into_iter().zip(broken)) {
+        println!("N-11: IPv4 lost on its way: {what} after {:.0} ms, healthy {:.0} ms", ms(broken), ms(healthy));
+        assert!(broken <= healthy + Duration::from_millis(300), "{what}: {broken:?}, healthy {healthy:?}");
+    }
+}
+
+fn add6(ns: &Netns, host: u16) {
+    run_in(ns, &format!("ip address add 2001:db8::{host:x}/64 dev eth0 nodad"));
 }
 
 #[test]
@@ -482,7 +581,7 @@ fn n_14_the_self_test_prints_the_grid_and_it_is_as_expected() {
         return;
     }
     let _turn = beside();
-    let kinds = if is_long() { "none,full,addr,port,hard,double,blocked" } else { "none,port,hard" };
+    let kinds = if is_long() { "none,full,addr,port,hard,double,blocked" } else { "none,port,hard,blocked" };
     let mut command = Command::new(BIN);
     command.args(["selftest", "nat", "--json", "--kinds", kinds]).env_remove("EPS_JOIN");
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
@@ -509,5 +608,5 @@ fn n_14_the_self_test_prints_the_grid_and_it_is_as_expected() {
         pair["path"].as_str().expect("a path").to_owned()
     };
     assert_eq!([of("none", "port"), of("port", "port"), of("none", "hard")], ["direct", "direct", "direct"]);
-    assert_eq!(of("hard", "hard"), "relay");
+    assert_eq!([of("hard", "hard"), of("none", "blocked"), of("blocked", "blocked")], ["relay", "relay", "relay"]);
 }

@@ -7,6 +7,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "tells how fast it was")]
 
+mod loss;
 mod net;
 mod node;
 mod paths;

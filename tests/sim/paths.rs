@@ -1,7 +1,7 @@
 //! Random path sets (M-09): the real path machine, plans and replay windows over links that are cut, mended and lose.
 //!
-//! Every frame comes once at the most in every mode; in best and bonded a flow keeps its way while its ways are there;
-//! when everything is mended, everything comes.
+//! Every frame comes once at the most in every mode; in best and bonded a flow keeps its way while its ways are there,
+//! and its frames their order while it does; when everything is mended, everything comes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -25,12 +25,15 @@ struct Link {
     up: bool,
 }
 
-/// A frame on its way: its counter, its flow and its number in it.
+/// A frame on its way: its counter, its flow and its number in it, and how often the flow had to move before.
 #[derive(Clone, Copy)]
 struct Flying {
     counter: u64,
     flow: u16,
     number: u64,
+    stage: u64,
+    /// It went by one way.
+    alone: bool,
 }
 
 struct World {
@@ -45,8 +48,15 @@ struct World {
     probes: Vec<(Instant, Probe)>,
     next: u64,
     sent: BTreeMap<u16, u64>,
-    /// Highest number that came, by flow.
-    came: BTreeMap<u16, u64>,
+    /// The ways that a flow's frames take, those that there are, and how often it had to leave one because these changed.
+    stages: BTreeMap<u16, (Vec<Route>, Vec<Route>, u64)>,
+    /// Highest number that came, by flow and stage; and of the flow.
+    came: BTreeMap<(u16, u64), u64>,
+    highest: BTreeMap<u16, u64>,
+    /// Frames that came by one way, each compared with those before it by the same; and those behind a later one of
+    /// another way.
+    in_order: u64,
+    overtaken: u64,
     delivered: BTreeMap<(u16, u64), u32>,
     /// The way each flow took last, and the ways there were.
     way: BTreeMap<u16, (Route, Vec<Route>)>,
@@ -80,7 +90,7 @@ impl World {
             }
         }
         let window = ReplayWindow::new(if links.len() > 2 { WORDS_MANY_PATHS } else { WORDS_ONE_PATH });
-        let (flying, probes, sent, came) = Default::default();
+        let (flying, probes, sent, stages, came, highest) = Default::default();
         let (delivered, way) = Default::default();
         Self {
             seed,
@@ -94,7 +104,11 @@ impl World {
             probes,
             next: 0,
             sent,
+            stages,
             came,
+            highest,
+            in_order: 0,
+            overtaken: 0,
             delivered,
             way,
             moved: 0,
@@ -117,7 +131,6 @@ impl World {
         let bytes = frame_of(flow);
         let now_ms = (self.counter * TICK.as_millis() as u64) / u64::from(FLOWS);
         self.counter += 1;
-        let flying = Flying { counter: self.counter, flow, number };
         let Some(active) = self.paths.active() else { return };
         let plan = self.paths.plan();
         let (first, copies) = match &plan {
@@ -129,7 +142,13 @@ impl World {
         };
         self.check_way(flow, first, plan.as_ref());
         self.copies += copies.len() as u64;
-        for route in [vec![first], copies].concat() {
+        let ways = [vec![first], copies].concat();
+        let there = plan.as_ref().map_or_else(|| vec![active], |plan| plan.ways.iter().map(|way| way.route).collect());
+        let (taken, had, stage) = self.stages.entry(flow).or_default();
+        *stage += u64::from(*taken != ways && *had != there);
+        (*taken, *had) = (ways.clone(), there);
+        let flying = Flying { counter: self.counter, flow, number, stage: *stage, alone: ways.len() == 1 };
+        for route in ways {
             self.paths.said(&route, bytes.len() as u64);
             if let Some(at) = self.arrival(&route) {
                 self.next += 1;
@@ -151,18 +170,35 @@ impl World {
         }
     }
 
+    /// While a flow's way is there, its frames come in their order.
+    fn check_order(&mut self, frame: &Flying) {
+        let Flying { flow, number, .. } = *frame;
+        let highest = self.highest.entry(flow).or_default();
+        self.overtaken += u64::from(number < *highest);
+        *highest = number.max(*highest);
+        let before = self.came.insert((flow, frame.stage), number);
+        if matches!(self.paths.mode(), Mode::Best | Mode::Bonded) && frame.alone {
+            self.in_order += 1;
+            assert!(
+                before.is_none_or(|before| before < number),
+                "seed {}: frame {number} of flow {flow} came after {before:?}, and its way was there",
+                self.seed
+            );
+        }
+    }
+
     fn step(&mut self, sends: bool) {
         while let Some(entry) = self.flying.first_entry() {
             if entry.key().0 > self.now {
                 break;
             }
-            let (route, Flying { counter, flow, number }) = entry.remove();
+            let (route, frame) = entry.remove();
+            let Flying { counter, flow, number, .. } = frame;
             if self.window.accept(counter) {
                 let times = self.delivered.entry((flow, number)).or_default();
                 *times += 1;
                 assert_eq!(*times, 1, "seed {}: frame {number} of flow {flow} came twice", self.seed);
-                let highest = self.came.entry(flow).or_default();
-                *highest = number.max(*highest);
+                self.check_order(&frame);
             }
             // The other end sends as much by the same way.
             if let Some(loss) = self.link(&route).map(|link| link.loss)
@@ -214,6 +250,7 @@ fn frame_of(flow: u16) -> Vec<u8> {
 fn m_09_random_path_sets_deliver_once_and_keep_flows_on_their_way() {
     let seeds = std::env::var("EPS_SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
     let (mut frames, mut delivered, mut moved, mut copies) = (0, 0, 0, 0);
+    let (mut in_order, mut overtaken) = (0, 0);
     for seed in 0..seeds {
         let mode = Mode::ALL[seed as usize % Mode::ALL.len()];
         let mut world = World::new(seed, mode);
@@ -240,12 +277,17 @@ fn m_09_random_path_sets_deliver_once_and_keep_flows_on_their_way() {
         frames += world.sent.values().map(|last| last + 1).sum::<u64>();
         delivered += world.delivered.len() as u64;
         (moved, copies) = (moved + world.moved, copies + world.copies);
+        in_order += world.in_order;
+        if matches!(mode, Mode::Best | Mode::Bonded) {
+            overtaken += world.overtaken;
+        }
     }
     println!(
         "M-09: {seeds} seeds, {delivered} of {frames} frames delivered once, none twice; flows moved {moved} times, \
-         {copies} copies"
+         {copies} copies; in best and bonded {in_order} came in their order by one way, {overtaken} were overtaken where \
+         a flow had moved"
     );
-    assert!(copies > 0 && moved > 0);
+    assert!(copies > 0 && moved > 0 && in_order > 0);
 }
 
 #[test]
