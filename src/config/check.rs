@@ -686,14 +686,15 @@ impl Check<'_> {
                     "write the number that the ethcloud is known by, like cloud_token: \"134\" or --cloud-token 134";
                 self.tell(&node.place, "cloud", "has no cloud_token beside it", expected)
             }
-            (Some(None), _, token) => {
+            (Some(None), None, token) => {
                 let [token, peers] = [(token, "cloud_token"), (peers, "cloud_connect")].map(|(node, key)| {
                     let expected = "write where the ethcloud is listened for, like cloud: \"0.0.0.0:3210\" or --cloud 0.0.0.0:3210";
                     node.map_or(Some(()), |node| self.tell(&node.place, key, "does nothing without `cloud`", expected))
                 });
                 token.and(peers)
             }
-            (Some(Some(_)) | None, _, _) => Some(()),
+            // Switched off for once, by an option, or not to be read.
+            (Some(None), Some(_), _) | (Some(Some(_)) | None, _, _) => Some(()),
         }
     }
 
@@ -1153,6 +1154,25 @@ pub(super) mod tests {
                  write an address of a host in 10.0.0.0/24, like 10.0.0.1, or None",
             ]
         );
+    }
+
+    #[test]
+    fn a_cloud_needs_its_token_and_what_is_said_of_one_needs_a_cloud() {
+        let none = ClientOptions::default;
+        let says = |text: &str| client_says(text, none());
+        assert!(says(r#"(cloud: "0.0.0.0:3210")"#)[0].contains("has no cloud_token beside it"));
+        assert!(says(r#"(cloud_token: "134")"#)[0].contains("cloud_token: does nothing without `cloud`"));
+        assert!(says(r#"(cloud_connect: ["a.example"])"#)[0].contains("cloud_connect: does nothing without `cloud`"));
+        assert!(says(r#"(cloud: "0.0.0.0:3210", cloud_token: "1", cloud_peer_timeout: 0)"#)[0].contains("out of range"));
+        assert_eq!(says("(cloud: None, cloud_token: None, cloud_connect: [])"), Vec::<String>::new());
+        let config = client_config(
+            r#"(cloud: "0.0.0.0:3210", cloud_token: "0", cloud_peer_timeout: 60, cloud_mac_timeout: 0)"#,
+            none(),
+        );
+        assert_eq!((config.cloud_peer_timeout, config.cloud_mac_timeout), (Duration::from_secs(60), Duration::ZERO));
+        assert!(config.warnings.iter().any(|line| line.contains("not encrypted")), "{:?}", config.warnings);
+        let options = ClientOptions { cloud: Some("none".into()), ..none() };
+        assert_eq!(client_says(r#"(cloud: "0.0.0.0:3210", cloud_token: "134")"#, options), Vec::<String>::new());
     }
 
     #[test]

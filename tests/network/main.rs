@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod cloud;
+mod cloud_bridge;
 mod commands;
 #[path = "../shared/crowd.rs"]
 mod crowd;

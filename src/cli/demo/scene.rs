@@ -302,7 +302,11 @@ impl Node {
             bail!("{} runs already", self.name);
         }
         let log = self.open_log().with_context(|| format!("cannot write {}", self.log_path().display()))?;
-        command.arg0("eps-actor").current_dir(&self.dir).env_remove("EPS_JOIN");
+        // By another name it plays another part.
+        if Path::new(command.get_program()).file_name() == self.program.file_name() {
+            command.arg0("eps-actor");
+        }
+        command.current_dir(&self.dir).env_remove("EPS_JOIN");
         command.stdin(File::open("/dev/null")?).stdout(log.try_clone()?).stderr(log);
         // Ctrl-C at the terminal is for whoever started us, and that one stops the nodes in order.
         command.process_group(0);
