@@ -369,7 +369,8 @@ mod tests {
         assert_eq!(closed(Role::Server, &settings), ["state /srv/eps"]);
         // An empty text stands for a path that is nowhere in the file.
         let settings = [("log", ""), ("scorecard", ""), ("graphviz", "")];
-        let expected = ["scorecard /var/log/eps_server.stats", "graphviz /var/log/eps.gv", "log /var/log/eps_server.log"];
+        let expected =
+            ["scorecard /var/log/eps_server.stats", "graphviz /var/log/eps.gv", "log /var/log/eps_server.log"];
         assert_eq!(closed(Role::Server, &settings), expected);
         let settings = [("hosts", ""), ("log", "/var/log/eps-actor-x/log"), ("join_file", "/etc/eps-actor/join")];
         assert_eq!(closed(Role::Client, &settings), ["hosts /etc/hosts", "log /var/log/eps-actor-x/log"]);

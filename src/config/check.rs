@@ -119,6 +119,9 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let nat_port = check.not_the_same(nat_port, port, written);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(|address| MetricsAddress(address).warning()));
+    if members.iter().flatten().any(|member| crate::proto::guard::Rights(member.rights).is_relay()) {
+        warnings.push("the right relay is reserved: it changes nothing, the server alone relays".to_owned());
+    }
     if open == Some(true) {
         warnings.push("the network is open: whoever reaches this server is admitted without a token".to_owned());
     }

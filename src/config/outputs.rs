@@ -95,6 +95,9 @@ mod tests {
         ] {
             assert_eq!(ScorecardFormat::by_name(Path::new(name)), format, "{name}");
         }
-        assert_eq!(("classic".parse(), "auto".parse::<ScorecardFormat>()), (Ok(ScorecardFormat::Classic), Err(NotAFormat)));
+        assert_eq!(
+            ("classic".parse(), "auto".parse::<ScorecardFormat>()),
+            (Ok(ScorecardFormat::Classic), Err(NotAFormat))
+        );
     }
 }
