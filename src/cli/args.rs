@@ -5,7 +5,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
 use crate::config::cloud::CloudOptions;
@@ -21,7 +22,7 @@ use crate::proto::multipath::Mode;
     after_help = "\
 Examples:
   server$ sudo eps-actor server            prints the line to type at the others
-  laptop$ sudo eps-actor client --join eps://…
+  laptop$ sudo eps-actor client --join 'eps://…'
 
 Exit codes: 0 done, 1 trouble while running, 2 bad usage or configuration"
 )]
@@ -57,7 +58,7 @@ The device comes up with: ip address add 10.8.0.1/24 dev ethcloud0; ip link set 
     /// Try on this machine what the network does elsewhere, in namespaces, and clean up
     #[command(subcommand, after_help = "Example: sudo eps-actor selftest nat")]
     Selftest(SelftestCommand),
-    /// Show what a running server or client is doing
+    /// Show what the servers, clients, clouds and tunnels that run here are doing
     #[command(after_help = "Example: sudo eps-actor status --json")]
     Status(StatusArguments),
     /// List the members of the network
@@ -454,7 +455,7 @@ pub struct MapArguments {
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
     /// Ask the server, the cloud or the tunnel, where several run [default: the first of these that runs]
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(["server", "cloud", "tunnel"]).try_map(|word| Asked::from_str(&word, false)))]
     pub role: Option<Asked>,
     #[command(flatten)]
     pub socket: Socket,

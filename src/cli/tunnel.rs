@@ -77,7 +77,7 @@ pub struct TunnelArguments {
     /// File a Graphviz map of the paths is written to every 5 minutes, and when they change
     #[arg(long, value_name = "FILE")]
     pub graphviz: Option<PathBuf>,
-    /// Log error, warn, info, debug or trace and what is graver
+    /// How much to log: error (the least), warn, info, debug or trace (everything)
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = super::args::level)]
     pub log_level: LevelFilter,
     /// Print help

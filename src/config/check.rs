@@ -119,6 +119,9 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let nat_port = check.not_the_same(nat_port, port, written);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(|address| MetricsAddress(address).warning()));
+    if members.iter().flatten().any(|member| crate::proto::guard::Rights(member.rights).is_relay()) {
+        warnings.push("the right relay is reserved: it changes nothing, the server alone relays".to_owned());
+    }
     if open == Some(true) {
         warnings.push("the network is open: whoever reaches this server is admitted without a token".to_owned());
     }
@@ -1163,7 +1166,9 @@ pub(super) mod tests {
         assert!(says(r#"(cloud: "0.0.0.0:3210")"#)[0].contains("has no cloud_token beside it"));
         assert!(says(r#"(cloud_token: "134")"#)[0].contains("cloud_token: does nothing without `cloud`"));
         assert!(says(r#"(cloud_connect: ["a.example"])"#)[0].contains("cloud_connect: does nothing without `cloud`"));
-        assert!(says(r#"(cloud: "0.0.0.0:3210", cloud_token: "1", cloud_peer_timeout: 0)"#)[0].contains("out of range"));
+        assert!(
+            says(r#"(cloud: "0.0.0.0:3210", cloud_token: "1", cloud_peer_timeout: 0)"#)[0].contains("out of range")
+        );
         assert_eq!(says("(cloud: None, cloud_token: None, cloud_connect: [])"), Vec::<String>::new());
         let config = client_config(
             r#"(cloud: "0.0.0.0:3210", cloud_token: "0", cloud_peer_timeout: 60, cloud_mac_timeout: 0)"#,

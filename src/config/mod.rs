@@ -82,7 +82,7 @@ pub const LOG_LEVEL: LevelFilter = LevelFilter::Info;
 /// How long a gateway is looked for, in milliseconds; EPS Conduits used the same.
 pub const UPNP_TIMEOUT_MS: u16 = 1000;
 
-/// The rights a member can have, by name, with their bits in the certificate.
+/// The rights a member can have, by name, with their bits in the certificate. `relay` is reserved: nobody asks for it.
 pub const RIGHTS: [(&str, u8); 5] = [("bridge", 1), ("dhcp", 2), ("router", 4), ("relay", 8), ("no-flood", 16)];
 
 /// What a process is in the network.

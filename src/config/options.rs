@@ -69,7 +69,7 @@ pub struct ServerOptions {
     /// named [default: none]
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub graphviz: Option<String>,
-    /// Log error, warn, info, debug or trace and what is graver [default: info]
+    /// How much to log: error (the least), warn, info, debug or trace (everything) [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
     /// File to log to instead of standard error, /var/log/eps_server.log if none is named; it is rotated [default: none]
@@ -87,12 +87,12 @@ pub struct ServerOptions {
     /// Old log files to keep, 0 to 999 [default: 5]
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pub log_keep: Option<String>,
-    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP; 0 asks for no mapping
+    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP, at most 60000; 0 asks for no mapping
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
-    /// UDP port that members ask from where it sees them, the one after --port if none is named; 0 listens on none
-    /// [default: none]
+    /// UDP port that tells members from where it sees them, so that they find out about their routers; 0 listens on none
+    /// [default: the port after --port]
     #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
     pub nat_port: Option<String>,
 }
@@ -188,7 +188,7 @@ pub struct ClientOptions {
     /// Address to serve metrics on over HTTP, for Prometheus; a port alone is of 127.0.0.1 [default: none]
     #[arg(long, value_name = "[ADDRESS:]PORT")]
     pub metrics: Option<String>,
-    /// Log error, warn, info, debug or trace and what is graver [default: info]
+    /// How much to log: error (the least), warn, info, debug or trace (everything) [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
     /// File to log to instead of standard error, /var/log/eps_client.log if none is named; it is rotated [default: none]
@@ -206,7 +206,7 @@ pub struct ClientOptions {
     /// Old log files to keep, 0 to 999 [default: 5]
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pub log_keep: Option<String>,
-    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP; 0 asks for no mapping
+    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP, at most 60000; 0 asks for no mapping
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
@@ -455,6 +455,7 @@ mod tests {
             let default = match field.node.value {
                 Value::Text(text) => text,
                 Value::None if field.key == "name" => "the host name".to_owned(),
+                Value::None if field.key == "nat_port" => "the port after --port".to_owned(),
                 Value::None => "none".to_owned(),
                 Value::List(_) => continue,
                 _ => field.node.written,

@@ -54,7 +54,7 @@ impl Rights {
         self.has(Self::ROUTER)
     }
 
-    /// May relay for others.
+    /// May relay for others; reserved, since only the server relays.
     pub fn is_relay(self) -> bool {
         self.has(Self::RELAY)
     }

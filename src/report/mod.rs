@@ -306,11 +306,11 @@ pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator
     );
     if config.open {
         let line = join_line(&shared, None, config.upnptimeout * 2).await;
-        println!("anybody may join with:\n\n    eps-actor client --join {line}\n");
+        println!("anybody may join with:\n\n    eps-actor client --join '{line}'\n");
     } else if description.members.is_empty() {
         match invite(&shared, &coordinator, config.invite_expiry, false, config.upnptimeout * 2).await {
             Ok((line, _)) => {
-                println!("join with (once; `eps-actor invite` makes more):\n\n    eps-actor client --join {line}\n")
+                println!("join with (once; `eps-actor invite` makes more):\n\n    eps-actor client --join '{line}'\n")
             }
             Err(why) => log::warn!("no invitation could be made: {why}"),
         }

@@ -27,8 +27,12 @@ mod notify;
 mod offload;
 mod options;
 mod outputs;
+#[path = "../shared/paced.rs"]
+mod paced;
 mod package;
 mod paths;
+#[path = "../shared/programs.rs"]
+mod programs;
 mod punching;
 mod readme;
 mod routes;
