@@ -191,7 +191,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         check.number(raw.cloud_peer_timeout.as_ref(), "cloud_peer_timeout", 1..=u16::MAX, peer, " (seconds)");
     let cloud_mac_timeout =
         check.number(raw.cloud_mac_timeout.as_ref(), "cloud_mac_timeout", 0..=u16::MAX, mac, " (seconds)");
-    let bridges = check.bridges(&cloud, &raw);
+    let bridges = check.bridges(&cloud, raw);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(|address| MetricsAddress(address).warning()));
     // RFC 8200, section 5: no IPv6 over links of less.
