@@ -16,6 +16,7 @@ use super::client::seed;
 use super::cloud_bridge::BridgeState;
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::{Counters, add};
+use crate::ids::PublicKey;
 use crate::io::netlink::{Netlink, NetlinkError, NetlinkWatch};
 use crate::io::tap_slot::TapSlot;
 use crate::io::uplinks::Uplinks;
@@ -24,7 +25,6 @@ use crate::proto::cloud::{Cloud as Core, CloudView, Event, Output, Settings};
 use crate::proto::rivals::{Port, Rivals};
 use crate::proto::session::Epoch;
 use crate::view::FdbView;
-use crate::ids::PublicKey;
 use crate::wire::ethcloud::{Message, Token};
 use crate::wire::hello::{self, CloudTag};
 use crate::wire::join::HostPort;
@@ -152,7 +152,9 @@ impl Cloud {
         };
         let text = match after {
             Port::Held(_) => format!("cloud: {name} bridges this cloud as well, so this member's port is held back"),
-            Port::Open if matches!(before, Port::Held(_)) => "cloud: this member bridges the cloud from now on".to_owned(),
+            Port::Open if matches!(before, Port::Held(_)) => {
+                "cloud: this member bridges the cloud from now on".to_owned()
+            }
             Port::Open | Port::Waiting => String::new(),
         };
         if !text.is_empty() {
@@ -198,9 +200,10 @@ impl Cloud {
                 ("silent peers of the cloud", format!("cloud: {addr} is silent and no peer any more"))
             }
             Event::Myself(addr) => ("own addresses", format!("cloud: {addr} is this node itself; it is left out")),
-            Event::Double(addr, first) => {
-                ("further addresses", format!("cloud: {addr} is another address of {first}; it gets each broadcast once"))
-            }
+            Event::Double(addr, first) => (
+                "further addresses",
+                format!("cloud: {addr} is another address of {first}; it gets each broadcast once"),
+            ),
             Event::Full(addr) => ("peers too many", format!("cloud: no room for {addr} as a peer")),
         };
         (self.shared.say)(kind, text, now);

@@ -183,11 +183,7 @@ fn wire(
     supervisor.supervise(&threads.data, tap_mailbox, factory, Policy::RESTART);
 
     let sampler = Arc::new(Sampler::new(Source::Cloud(node.clone()), supervisor.clone(), node.started));
-    let outputs = Outputs {
-        log: options.stats,
-        scorecard: options.card(),
-        map: options.graphviz.clone(),
-    };
+    let outputs = Outputs { log: options.stats, scorecard: options.card(), map: options.graphviz.clone() };
     let lent = sampler.clone();
     let factory = move || Stats::new(lent.clone(), outputs.clone());
     supervisor.supervise(&threads.control, stats_mailbox, factory, Policy::RESTART);

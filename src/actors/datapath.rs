@@ -38,8 +38,8 @@ use crate::view::{FdbView, Outlet, PeerEntry, PeerHandle, PeerView, SelfView, Se
 use crate::wire::control::Control;
 use crate::wire::ethernet::FrameView;
 use crate::wire::handshake::{HandshakeView, Hint, HintReason};
-use crate::wire::hello::HELLO;
 use crate::wire::header::{FragHeader, HEADER_LEN, Kind, SealedHeader, TAG_LEN};
+use crate::wire::hello::HELLO;
 use crate::wire::relay;
 use crate::wire::vnet::{Gso, VnetHeader};
 

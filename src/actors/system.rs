@@ -341,8 +341,8 @@ fn wire_client(
     let port = wire_bridge(shared, supervisor, threads, &want, moved);
     let (lent, to_cloud) = (shared.clone(), port.clone());
     let factory = move || {
-        let egress = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx())
-            .with_cloud(to_cloud());
+        let egress =
+            Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx()).with_cloud(to_cloud());
         let device = tap_config(&lent.config);
         let (counters, map) = (lent.views.counters.clone(), lent.map_version.clone());
         TapReader::new(lent.slot.clone(), lent.lease.clone(), map, device, egress, counters, lent.end.clone())
@@ -391,9 +391,8 @@ fn wire_client(
             return Box::new(());
         };
         let (ingress, counters) = (ingress.clone(), lent.views.counters.clone());
-        let factory = move || {
-            UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress(&lent))))
-        };
+        let factory =
+            move || UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress(&lent))));
         Box::new((supervised.supervise_while(&data, mailbox, factory, Policy::RESTART), address))
     }));
 

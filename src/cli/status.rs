@@ -9,7 +9,8 @@ use serde_json::json;
 use super::args::StatusArguments;
 use super::ask::ask;
 use super::reply::{
-    Actor, ClientStatus, CloudPeer, CloudPort, CloudStatus, Gateway, Lease, Nat, Peer, PortMapping, ServerStatus, Status,
+    Actor, ClientStatus, CloudPeer, CloudPort, CloudStatus, Gateway, Lease, Nat, Peer, PortMapping, ServerStatus,
+    Status,
 };
 use super::table::Column::{Left, Right};
 use super::table::Table;

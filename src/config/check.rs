@@ -187,7 +187,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         check.number(raw.cloud_peer_timeout.as_ref(), "cloud_peer_timeout", 1..=u16::MAX, peer, " (seconds)");
     let cloud_mac_timeout =
         check.number(raw.cloud_mac_timeout.as_ref(), "cloud_mac_timeout", 0..=u16::MAX, mac, " (seconds)");
-    let bridges = check.bridges(&cloud, &raw);
+    let bridges = check.bridges(&cloud, raw);
     let mut warnings = Vec::new();
     warnings.extend(metrics.flatten().and_then(exposed));
     // RFC 8200, section 5: no IPv6 over links of less.
@@ -691,10 +691,12 @@ impl Check<'_> {
     fn bridges(&mut self, cloud: &Option<Option<SocketAddr>>, raw: &ClientRaw) -> Option<()> {
         let node = self.present(raw.cloud.as_ref());
         let token = self.present(raw.cloud_token.as_ref());
-        let peers = raw.cloud_connect.as_ref().filter(|node| !matches!(&node.value, Value::List(list) if list.is_empty()));
+        let peers =
+            raw.cloud_connect.as_ref().filter(|node| !matches!(&node.value, Value::List(list) if list.is_empty()));
         match (cloud, node, token) {
             (Some(Some(_)), Some(node), None) => {
-                let expected = "write the number that the ethcloud is known by, like cloud_token: \"134\" or --cloud-token 134";
+                let expected =
+                    "write the number that the ethcloud is known by, like cloud_token: \"134\" or --cloud-token 134";
                 self.tell(&node.place, "cloud", "has no cloud_token beside it", expected)
             }
             (Some(None), None, token) => {
@@ -1174,7 +1176,9 @@ pub(super) mod tests {
         assert!(says(r#"(cloud: "0.0.0.0:3210")"#)[0].contains("has no cloud_token beside it"));
         assert!(says(r#"(cloud_token: "134")"#)[0].contains("cloud_token: does nothing without `cloud`"));
         assert!(says(r#"(cloud_connect: ["a.example"])"#)[0].contains("cloud_connect: does nothing without `cloud`"));
-        assert!(says(r#"(cloud: "0.0.0.0:3210", cloud_token: "1", cloud_peer_timeout: 0)"#)[0].contains("out of range"));
+        assert!(
+            says(r#"(cloud: "0.0.0.0:3210", cloud_token: "1", cloud_peer_timeout: 0)"#)[0].contains("out of range")
+        );
         assert_eq!(says("(cloud: None, cloud_token: None, cloud_connect: [])"), Vec::<String>::new());
         let config = client_config(
             r#"(cloud: "0.0.0.0:3210", cloud_token: "0", cloud_peer_timeout: 60, cloud_mac_timeout: 0)"#,

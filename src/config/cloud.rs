@@ -131,7 +131,9 @@ pub fn sockets(listen: SocketAddr) -> Vec<SocketAddr> {
 /// What would be a host.
 pub fn target(text: &str) -> Result<HostPort, String> {
     let target = HostPort::parse(text.trim(), CLOUD_PORT).map_err(|error| match error {
-        HostPortError::Brackets => format!("an IPv6 address with a port needs brackets, like [2001:db8::1]:{CLOUD_PORT}"),
+        HostPortError::Brackets => {
+            format!("an IPv6 address with a port needs brackets, like [2001:db8::1]:{CLOUD_PORT}")
+        }
         error => error.to_string(),
     })?;
     match target.ip() {

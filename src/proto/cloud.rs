@@ -545,7 +545,8 @@ impl Cloud {
 
     /// Where a node is silent at the address that is flooded, another one of it has its turn.
     fn turn_doubles(&mut self, now: Instant) {
-        let silence = |addr: &SocketAddr| self.peers.get(addr).map(|peer| now.saturating_duration_since(self.heard_at(peer)));
+        let silence =
+            |addr: &SocketAddr| self.peers.get(addr).map(|peer| now.saturating_duration_since(self.heard_at(peer)));
         let stale: Vec<SocketAddr> = self
             .doubles
             .iter()
@@ -670,8 +671,7 @@ impl Cloud {
     }
 
     fn drop_silent(&mut self, now: Instant) {
-        let silent =
-            |peer: &Peer| now.saturating_duration_since(self.heard_at(peer)) >= self.settings.peer_timeout;
+        let silent = |peer: &Peer| now.saturating_duration_since(self.heard_at(peer)) >= self.settings.peer_timeout;
         let gone: Vec<SocketAddr> = self.peers.iter().filter(|(_, peer)| silent(peer)).map(|(addr, _)| *addr).collect();
         gone.into_iter().for_each(|addr| self.forget(addr, Event::Silent(addr)));
     }

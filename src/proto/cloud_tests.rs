@@ -480,7 +480,11 @@ fn a_node_that_meets_its_own_mark_strikes_the_address_out_for_good() {
     node.passes(Duration::from_secs(30));
     assert_eq!(node.gets(&public.to_string()), 0);
     // Nobody else's mark does that.
-    node.receives(addr("10.77.0.5:1"), &ethcloud::get_peers(node.token, &Sign { mark: Some([9; 16]), ..Sign::default() })).expect("a Get");
+    node.receives(
+        addr("10.77.0.5:1"),
+        &ethcloud::get_peers(node.token, &Sign { mark: Some([9; 16]), ..Sign::default() }),
+    )
+    .expect("a Get");
     assert_eq!(node.peers().len(), 2);
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{cloud, tunnel};
 use super::json::time;
 use super::snapshot::{Role, Snapshot};
+use super::{cloud, tunnel};
 use crate::proto::topology::{self, Link, LinkKind, Member, Topology};
 
 /// The map; empty at a client, and before the coordinator has read its store.

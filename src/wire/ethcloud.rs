@@ -307,7 +307,11 @@ mod tests {
             assert_eq!(datagram.len(), length);
             assert_eq!(Message::parse(token(), &datagram), Ok(Message::GetPeers(sign)));
             datagram.extend([9; 15]);
-            assert_eq!(Message::parse(token(), &datagram), Ok(Message::GetPeers(sign)), "and what follows is passed over");
+            assert_eq!(
+                Message::parse(token(), &datagram),
+                Ok(Message::GetPeers(sign)),
+                "and what follows is passed over"
+            );
             let datagram = greeting(token(), &sign);
             let Ok(Message::Peers(list)) = Message::parse(token(), &datagram) else { panic!("a list") };
             assert!(list.is_empty() && list.sign == sign, "{list:?}");

@@ -543,9 +543,8 @@ fn an_idle_end_behind_a_nat_that_forgets_after_30_s_stays_reachable() {
     let [at_public, at_hidden] = [&public, &hidden].map(|end| packets(&end.ns, DEVICE));
     let begun = Instant::now();
     // It is the waiting that is tested.
-    let waited = wait_until(Duration::from_secs(120), "70 s", || {
-        Ok((begun.elapsed() >= Duration::from_secs(70)).then_some(()))
-    });
+    let waited =
+        wait_until(Duration::from_secs(120), "70 s", || Ok((begun.elapsed() >= Duration::from_secs(70)).then_some(())));
     waited.expect("waited");
     let shout = frame(ALL, A, &[0x88, 0xb5, 70]);
     at_public.send(&shout).expect("sent");
