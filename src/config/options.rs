@@ -220,7 +220,7 @@ pub struct ClientOptions {
     /// member's, which needs the right `bridge` at the server [default: none]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub cloud: Option<String>,
-    /// Token of that ethcloud, a number from 0 to 72057594037927935; with --cloud it must be given [default: none]
+    /// Token of that ethcloud, a number from 0 to 72057594037927935, needed with --cloud [default: none]
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     pub cloud_token: Option<String>,
     /// Peer of that ethcloud to connect to; repeat, or separate several by spaces or commas [default: none]

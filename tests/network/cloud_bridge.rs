@@ -298,10 +298,11 @@ fn of_two_members_that_bridge_one_cloud_one_does_and_the_other_takes_over() {
     wait_for_port(second, "open");
     answers(&three.end, carol_ip);
     println!("the second bridge carries frames {:.1} s after the first was gone", begun.elapsed().as_secs_f64());
+    if !is_long() {
+        return;
+    }
     // It comes back, and still one does it.
-    let first_is_ada = first.name == "ada";
-    let again = if first_is_ada { &three.ada } else { &three.bob };
-    again.start(&CLOUD).expect("started");
+    first.start(&[&CLOUD[..], &["--cloud-connect", "198.51.100.4"]].concat()).expect("started");
     until("one port to be open again", || {
         let states = [&three.ada, &three.bob].map(port_state);
         states.iter().filter(|state| *state == "open").count() == 1 && states.contains(&"held back".to_owned())
