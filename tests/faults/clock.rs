@@ -10,7 +10,7 @@ use eps_actor::cli::demo::scene::Node;
 use eps_actor::io::netns::can_make_networks;
 
 use crate::load::Load;
-use crate::stage::{PROGRAM, SOON, Stage, certificate, is_long, reach, session_age, shared, status, until};
+use crate::stage::{PROGRAM, SOON, Stage, certificate, drops, is_long, reach, session_age, shared, status, until};
 
 #[test]
 fn f_18_a_clock_that_is_wrong_or_jumps_costs_nothing() {
@@ -63,7 +63,11 @@ fn f_18_a_clock_that_is_wrong_or_jumps_costs_nothing() {
         let (_, took) = until(Instant::now(), Duration::from_secs(200), "rekeys", rekeyed);
         println!("F-18: rekeyed {took:?} later");
     }
-    for flow in [there.stop(), back.stop()] {
+    let flows = [there.stop(), back.stop()];
+    for node in [ada, bob, cleo] {
+        println!("F-18: dropped at {}: {}", node.name, drops(node));
+    }
+    for flow in flows {
         flow.assert_whole();
         println!("F-18: clock jumps by -10 y to +10 y: {}: {} sent, 0 lost; the log says so", flow.name, flow.sent());
     }

@@ -145,6 +145,20 @@ pub fn counter(node: &Node, name: &str) -> u64 {
     status["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
 }
 
+/// What a node has dropped, by reason, and its kernel for want of room in sockets.
+pub fn drops(node: &Node) -> String {
+    let status = status(node).unwrap_or_else(|| panic!("{} does not answer", node.name));
+    let counters = status["counters"].as_object().expect("counters").iter();
+    let own = counters.filter(|(name, count)| name.starts_with("drop_") && count.as_f64() != Some(0.0));
+    let own: Vec<_> = own.map(|(name, count)| format!("{name} {count}")).collect();
+    let snmp = node.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp")).expect("readable");
+    let mut udp =
+        snmp.lines().filter_map(|line| line.strip_prefix("Udp: ")).map(|line| line.split(' ').collect::<Vec<_>>());
+    let (names, values) = (udp.next().expect("names"), udp.next().expect("values"));
+    let full = names.iter().position(|name| *name == "RcvbufErrors").map_or("?", |at| values[at]);
+    format!("{} ({full} for full sockets)", if own.is_empty() { "nothing".to_owned() } else { own.join(", ") })
+}
+
 /// How long the session of a client with a peer has been used.
 pub fn session_age(node: &Node, peer: &str) -> f64 {
     let status = node.client_status().expect("a status");
