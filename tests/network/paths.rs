@@ -289,7 +289,16 @@ fn n_13_two_paths_that_are_better_in_turns_are_not_switched_between() {
         for _ in 0..12 {
             thread::sleep(Duration::from_millis(250));
             let now = active();
-            switches += u32::from(now != before);
+            if now != before {
+                switches += 1;
+                let told = |path: &Value| {
+                    format!("{} {} ms, give or take {}", path["uplink"], path["rtt_ms"], path["jitter_ms"])
+                };
+                println!(
+                    "N-13: switched in turn {round}: {:?}",
+                    paths(&pair.a.0, "bob").iter().filter(known).map(told).collect::<Vec<_>>()
+                );
+            }
             before = now;
         }
     }
