@@ -58,6 +58,8 @@ drop_reasons! {
     BadChannel = "bad_channel",
     /// An underlay address that lies inside the network itself.
     OverlayLoop = "overlay_loop",
+    /// A peer's probe or initiation that came directly, where our configuration has `direct: false`.
+    DirectOff = "direct_off",
     /// A frame shorter than an Ethernet header.
     Runt = "runt",
     /// A frame longer than the device's MTU allows.
@@ -66,10 +68,13 @@ drop_reasons! {
     SourceSpoofed = "source_spoofed",
     /// ARP or neighbour discovery that announces an address of somebody else.
     AddressSpoofed = "address_spoofed",
-    /// A DHCP server's answer or a router advertisement from a peer without the right to send it.
+    /// A DHCP server's answer or a router advertisement from a peer without the right to send it; at a member with an
+    /// ethcloud but without the right to bridge, what would cross between that and the network.
     NoRight = "no_right",
     /// Bridge protocol and pause frames (01-80-C2-00-00-0x) do not cross a network.
     LinkLocalGroup = "link_local_group",
+    /// Between the network and an ethcloud that another member bridges as well, or might: it would be a loop.
+    SecondBridge = "second_bridge",
     /// The destination is no station we know, and no bridge is there that might.
     UnknownStation = "unknown_station",
     /// The destination is the sender's own station: split horizon.
@@ -100,6 +105,16 @@ drop_reasons! {
     NoEndpoint = "no_endpoint",
     /// Somebody who speaks to a tunnel is not made an endpoint: there are enough.
     EndpointsFull = "endpoints_full",
+    /// A datagram of ours for an address that nobody has answered from, above what may go there.
+    UnprovenBudget = "unproven_budget",
+    /// An address that a peer was only seen at, above what of those is tried.
+    SightingFlood = "sighting_flood",
+    /// A peer wants to be introduced to another through us, above what is passed on in a second.
+    IntroductionFlood = "introduction_flood",
+    /// A peer's question (a ping, or for our account of the pair), above what is answered.
+    QuestionFlood = "question_flood",
+    /// An announcement in the LAN, above what is heard in a second.
+    AnnouncementFlood = "announcement_flood",
 }
 
 macro_rules! counters {
@@ -239,6 +254,14 @@ counters! {
     cut_frames,
     /// Frames that came in fragments and were put together.
     joined_frames,
+    /// Frames that came from peers of the ethcloud that is bridged.
+    cloud_rx_frames,
+    /// Bytes of frames that came from peers of the ethcloud that is bridged.
+    cloud_rx_bytes,
+    /// Frames sent to peers of the ethcloud that is bridged, once for each.
+    cloud_tx_frames,
+    /// Bytes of frames sent to peers of the ethcloud that is bridged.
+    cloud_tx_bytes,
     /// "Packet too big" told to hosts at the TAP.
     too_big_told,
     /// TCP connections whose segments were made to fit the path.

@@ -17,9 +17,9 @@
 //!
 //! # Reading order
 //!
-//! [`ids`], [`wire`], [`proto`] (the cores: every decision, no clock and no socket), [`view`], [`messages`],
-//! [`actors`] (begin with [`actors::system`] and [`actors::datapath`]), [`io`] (every system call), [`report`],
-//! [`config`], [`cli`]. `ARCHITECTURE.md` is the map.
+//! [`ids`], [`counters`], [`scaled`], [`wire`], [`proto`] (the cores: every decision, no clock and no socket), [`view`],
+//! [`messages`], [`actors`] (begin with [`actors::system`] and [`actors::datapath`]), [`io`] (every system call),
+//! [`logging`], [`report`], [`config`], [`cli`]. `ARCHITECTURE.md` is the map.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests begin somewhere in time"))]
 

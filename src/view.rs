@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use foldhash::quality::RandomState;
@@ -96,6 +96,13 @@ impl FdbView {
             seen.at_ms.store(now_ms, Relaxed);
         }
         true
+    }
+
+    /// The peer that a learned station is behind, and how long ago it was marked as seen. Hot at a bridge.
+    pub fn seen(&self, vlan: VlanId, mac: MacAddr, now: Instant) -> Option<(PeerIdx, Duration)> {
+        let seen = self.learned.get(&(vlan, mac))?;
+        let ago = millis_since(self.epoch, now).saturating_sub(seen.at_ms.load(Relaxed));
+        Some((seen.peer, Duration::from_millis(ago)))
     }
 
     /// How many stations the table has.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -241,11 +241,6 @@ pub fn node_key(state: &StateDir, name: &str) -> Result<Secret32, FileError> {
     aws_lc_rs::rand::fill(&mut secret[..]).expect("the system has randomness");
     state.write_secret_new(name, &secret)?;
     Ok(secret)
-}
-
-/// What the wall clock says, since 1970.
-pub fn unix_time() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// A seed for a core's randomness, from the system's.

@@ -13,18 +13,26 @@ use ipnet::IpNet;
 use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::client::seed;
+use super::cloud_bridge::BridgeState;
 use super::ext::{Caster, Service, StopReason};
 use crate::counters::{Counters, add};
-use crate::io::netlink::{Netlink, NetlinkError, NetlinkWatch};
+use crate::ids::PublicKey;
+use crate::io::follow::Following;
+use crate::io::names::resolve;
+use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::tap_slot::TapSlot;
 use crate::io::uplinks::Uplinks;
-use crate::messages::cloud::{CloudHeard, CloudLocal, CloudLookedUp, CloudSeen};
+use crate::messages::cloud::{CloudHeard, CloudHello, CloudLocal, CloudLookedUp, CloudMoved, CloudSeen, Place};
 use crate::proto::cloud::{Cloud as Core, CloudView, Event, Output, Settings};
+use crate::proto::rivals::{Port, Rivals};
 use crate::proto::session::Epoch;
 use crate::view::FdbView;
 use crate::wire::ethcloud::{Message, Token};
+use crate::wire::hello::{self, CloudTag};
 use crate::wire::join::HostPort;
 
+/// Names of other bridges that are remembered.
+const NAMES_MAX: usize = 64;
 /// Changes of addresses come in groups.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -36,12 +44,14 @@ pub struct CloudViews {
     pub peers: Arc<ArcSwap<CloudView>>,
     pub fdb: Arc<ArcSwap<FdbView>>,
     pub counters: Arc<Counters>,
+    /// It is the port of a member, whose counters tell it from the network.
+    pub is_bridged: bool,
 }
 
 impl CloudViews {
-    pub fn new(token: Token, now: Instant, counters: Arc<Counters>) -> Self {
+    pub fn new(token: Token, now: Instant, counters: Arc<Counters>, is_bridged: bool) -> Self {
         let fdb = Arc::new(ArcSwap::from_pointee(FdbView::empty(now)));
-        Self { token, epoch: Epoch(now), peers: Arc::default(), fdb, counters }
+        Self { token, epoch: Epoch(now), peers: Arc::default(), fdb, counters, is_bridged }
     }
 }
 
@@ -55,6 +65,8 @@ pub struct CloudShared {
     pub connect: Vec<HostPort>,
     pub peer_timeout: Duration,
     pub mac_timeout: Duration,
+    /// Where this end is the port of a member's switch.
+    pub bridge: Option<Arc<BridgeState>>,
     /// Told what an operator should know.
     pub say: Arc<dyn Fn(&'static str, String, Instant) + Send + Sync>,
 }
@@ -75,6 +87,17 @@ pub struct Cloud {
     /// Names that could not be looked up, each said once.
     unknown: BTreeMap<usize, String>,
     goodbye: bool,
+    bridge: Option<Bridging>,
+}
+
+/// What a bridge decides with.
+struct Bridging {
+    state: Arc<BridgeState>,
+    rivals: Rivals,
+    tag: CloudTag,
+    names: BTreeMap<PublicKey, String>,
+    /// That the right is missing has been said.
+    complained: bool,
 }
 
 impl Cloud {
@@ -92,11 +115,63 @@ impl Cloud {
         };
         let (peers, fdb) = (views.peers.load(), views.fdb.load());
         let core = Core::new(settings, views.epoch, &peers, &fdb, seed(), Instant::now());
-        Self { shared, casts, core, tasks: Vec::new(), unknown: BTreeMap::new(), goodbye: false }
+        let bridge = shared.bridge.clone().map(|state| Bridging {
+            rivals: Rivals::new(state.key),
+            tag: hello::tag(&views.token.frame_head()),
+            state,
+            names: BTreeMap::new(),
+            complained: false,
+        });
+        Self { shared, casts, core, tasks: Vec::new(), unknown: BTreeMap::new(), goodbye: false, bridge }
+    }
+
+    /// Decides whether frames cross, and tells other bridges.
+    fn attend_bridge(&mut self, now: Instant) {
+        let Some(Bridging { state, rivals, tag, names, complained }) = &mut self.bridge else { return };
+        let (mac, has_right) = (state.own.load().mac, state.has_right());
+        // Without a lease it is not known what rights there are.
+        rivals.set(mac.is_none() || has_right, mac.is_some() && self.core.has_peers(), now);
+        if rivals.take_tell(now)
+            && let Some(mac) = mac
+        {
+            state.tell(&hello::write(mac, tag, true), now);
+        }
+        if mac.is_some() && *complained == has_right {
+            *complained = !has_right;
+            if !has_right {
+                let text = "cloud: this member has no right to bridge, so nothing crosses between the cloud and the \
+                            network; give it at the server with --member NAME,bridge";
+                (self.shared.say)("the right to bridge", text.to_owned(), now);
+            }
+        }
+        let (before, after) = (state.port().0, rivals.port());
+        if before == after {
+            return;
+        }
+        let name = match after {
+            Port::Held(key) => names.get(&key).cloned().unwrap_or_default(),
+            Port::Open | Port::Waiting => String::new(),
+        };
+        let text = match after {
+            Port::Held(_) => format!("cloud: {name} bridges this cloud as well, so this member's port is held back"),
+            Port::Open if matches!(before, Port::Held(_)) => {
+                "cloud: this member bridges the cloud from now on".to_owned()
+            }
+            Port::Open | Port::Waiting => String::new(),
+        };
+        if !text.is_empty() {
+            (self.shared.say)("bridges of the cloud", text, now);
+        }
+        if after != Port::Open {
+            // Where they are is seen by another one.
+            self.core.forget_stations();
+        }
+        state.set_port(after, name);
     }
 
     /// Publishes what is new, then does what the core wants.
     fn drain(&mut self, now: Instant) {
+        self.attend_bridge(now);
         let views = &self.shared.views;
         if self.core.take_changed() {
             views.fdb.store(Arc::new(self.core.fdb_view()));
@@ -127,6 +202,10 @@ impl Cloud {
                 ("silent peers of the cloud", format!("cloud: {addr} is silent and no peer any more"))
             }
             Event::Myself(addr) => ("own addresses", format!("cloud: {addr} is this node itself; it is left out")),
+            Event::Double(addr, first) => (
+                "further addresses",
+                format!("cloud: {addr} is another address of {first}; it gets each broadcast once"),
+            ),
             Event::Full(addr) => ("peers too many", format!("cloud: no room for {addr} as a peer")),
         };
         (self.shared.say)(kind, text, now);
@@ -137,26 +216,18 @@ impl Cloud {
         let Some(HostPort { host, port }) = self.shared.connect.get(number).cloned() else { return };
         let tell = self.casts.looked_up.clone();
         self.tasks.push(smol::spawn(async move {
-            let found = smol::net::resolve((host.as_str(), port)).await.map_err(|error| error.to_string());
-            tell.cast(CloudLookedUp { number, found });
+            tell.cast(CloudLookedUp { number, found: resolve(&host, port).await });
         }));
     }
 
     /// Follows the machine's addresses.
     fn watch(&mut self) {
         let (tell, slot) = (self.casts.local.clone(), self.shared.slot.clone());
-        let Ok(netlink) = Netlink::open() else { return };
-        let watch = NetlinkWatch::open();
+        let mut network = Following::begin();
         self.tasks.push(smol::spawn(async move {
             loop {
-                match local(&netlink, &slot).await {
-                    Ok(found) => drop(tell.cast(found)),
-                    Err(error) => log::debug!("addresses of this machine: {error}"),
-                }
-                let Ok(watch) = &watch else { return };
-                if watch.changed().await.is_err() {
-                    return;
-                }
+                let netlink = network.changed().await;
+                network.looked(local(&netlink, &slot).await.map(|found| tell.cast(found)));
                 smol::Timer::after(SETTLE).await;
             }
         }));
@@ -198,6 +269,12 @@ impl Actor for Cloud {
 
     async fn stopped(mut self) -> StopReason {
         if self.goodbye {
+            if let Some(Bridging { state, tag, .. }) = &self.bridge
+                && let Some(mac) = state.own.load().mac
+                && state.has_right()
+            {
+                state.tell(&hello::write(mac, tag, false), Instant::now());
+            }
             self.core.close();
             self.drain(Instant::now());
         }
@@ -211,11 +288,15 @@ impl Service for Cloud {
     const NAME: &'static str = "cloud";
 
     fn next_timeout(&self) -> Option<Instant> {
-        self.core.poll_timeout()
+        let rivals = self.bridge.as_ref().and_then(|bridge| bridge.rivals.poll_timeout());
+        self.core.poll_timeout().into_iter().chain(rivals).min()
     }
 
     fn on_timeout(&mut self, now: Instant) {
         self.core.handle_timeout(now);
+        if let Some(bridge) = &mut self.bridge {
+            bridge.rivals.handle_timeout(now);
+        }
     }
 
     fn settle(&mut self, now: Instant) {
@@ -251,6 +332,33 @@ impl Handler<CloudSeen> for Cloud {
     }
 }
 
+impl Handler<CloudMoved> for Cloud {
+    type Return = ();
+
+    async fn handle(&mut self, CloudMoved(stations): CloudMoved, _: &mut Context<Self>) {
+        let now = Instant::now();
+        for (vlan, mac, place) in stations {
+            match place {
+                Place::Here => self.core.learn_here(vlan, mac, now),
+                Place::Network => self.core.forget_station(vlan, mac),
+            }
+        }
+    }
+}
+
+impl Handler<CloudHello> for Cloud {
+    type Return = ();
+
+    async fn handle(&mut self, CloudHello { tag, bridges, key, name }: CloudHello, _: &mut Context<Self>) {
+        if let Some(bridge) = self.bridge.as_mut().filter(|bridge| bridge.tag == tag) {
+            if bridge.names.len() < NAMES_MAX || bridge.names.contains_key(&key) {
+                bridge.names.insert(key, name);
+            }
+            bridge.rivals.heard(key, bridges, Instant::now());
+        }
+    }
+}
+
 impl Handler<CloudLookedUp> for Cloud {
     type Return = ();
 
@@ -260,7 +368,8 @@ impl Handler<CloudLookedUp> for Cloud {
                 self.unknown.remove(&number);
                 self.core.looked_up(number, addresses);
             }
-            Err(why) => {
+            Err(error) => {
+                let why = error.to_string();
                 let host = &self.shared.connect[number].host;
                 let text = format!("cloud: {host} cannot be looked up ({why}); it is tried again");
                 if self.unknown.insert(number, why.clone()).as_ref() != Some(&why) {

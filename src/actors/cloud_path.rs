@@ -90,8 +90,13 @@ impl CloudEgress {
     pub fn finish(&mut self, scope: &CloudEgressScope) {
         self.uplinks.flush(&mut self.batch);
         let counters = &self.views.counters;
-        add(&counters.direct_tx_frames, scope.sent.0);
-        add(&counters.direct_tx_bytes, scope.sent.1);
+        let (frames, bytes) = if self.views.is_bridged {
+            (&counters.cloud_tx_frames, &counters.cloud_tx_bytes)
+        } else {
+            (&counters.direct_tx_frames, &counters.direct_tx_bytes)
+        };
+        add(frames, scope.sent.0);
+        add(bytes, scope.sent.1);
         add(&counters.flooded_frames, scope.flooded);
     }
 }
@@ -170,8 +175,13 @@ impl CloudIngress {
             bridge.finish();
         }
         let counters = &self.views.counters;
-        add(&counters.direct_rx_frames, scope.frames);
-        add(&counters.direct_rx_bytes, scope.bytes);
+        let (frames, bytes) = if self.views.is_bridged {
+            (&counters.cloud_rx_frames, &counters.cloud_rx_bytes)
+        } else {
+            (&counters.direct_rx_frames, &counters.direct_rx_bytes)
+        };
+        add(frames, scope.frames);
+        add(bytes, scope.bytes);
         add(&counters.tap_tx_frames, scope.here.0);
         add(&counters.tap_tx_bytes, scope.here.1);
         if !scope.sightings.is_empty() {
@@ -195,7 +205,7 @@ impl CloudIngress {
         let length = frame.len() as u64;
         let (vlan, (_, src)) = (ethcloud::vlan(frame), ethcloud::stations(frame));
         let here = match &mut self.bridge {
-            Some(bridge) => bridge.frame(frame, scope.now)?,
+            Some(bridge) => bridge.frame(frame, &scope.fdb, scope.now)?,
             None => true,
         };
         match peer {

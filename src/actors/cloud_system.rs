@@ -11,7 +11,7 @@ use xtra::Mailbox;
 
 use super::client::EventLog;
 use super::cloud::{Cloud, CloudCasts, CloudShared, CloudViews};
-use super::cloud_bridge::CloudBridge;
+use super::cloud_bridge::{CloudBridge, CloudPortCasts};
 use super::cloud_path::{CloudEgress, CloudIngress, CloudIngressCasts};
 use super::cloud_tap::CloudTap;
 use super::control::{Answer, Control};
@@ -20,6 +20,7 @@ use super::stats::{Outputs, Stats};
 use super::supervisor::{Policy, Supervisor};
 use super::system::{EDGE_MAILBOX, MAILBOX, Orders, SOCKET_BUFFER, Threads, metrics_page, wire_metrics};
 use super::udp_path::{Reception, UdpPath};
+use crate::config::MetricsAddress;
 use crate::config::cloud::{CLOUD_CONTROL, CloudOptions, sockets};
 use crate::counters::Counters;
 use crate::ids::UplinkId;
@@ -56,19 +57,23 @@ pub fn run_cloud(options: CloudOptions) -> Result<()> {
     // Made anew, it is to have the name it has now.
     let device = TapConfig { name: tap.name().to_owned(), ..device };
     let control = Arc::new(control_socket(options.control.clone(), tap.name())?);
-    let metrics = metrics_page(options.metrics)?;
+    if let Some(warning) = options.metrics.and_then(MetricsAddress::warning) {
+        log::warn!("{warning}");
+    }
+    let metrics = metrics_page(options.metrics.map(|MetricsAddress(address)| address))?;
     let slot = TapSlot::default();
     slot.set(Some(Arc::new(tap)));
     let (peer_timeout, mac_timeout) = options.timeouts();
     let (now, events) = (Instant::now(), Arc::new(EventLog::default()));
     let told = events.clone();
     let shared = Arc::new(CloudShared {
-        views: CloudViews::new(options.token, now, counters),
+        views: CloudViews::new(options.token, now, counters, false),
         uplinks,
         slot,
         connect: options.connect.clone(),
         peer_timeout,
         mac_timeout,
+        bridge: None,
         say: Arc::new(move |kind, text, now| told.say_limited(kind, text, now)),
     });
     let node = Arc::new(CloudNode { shared: shared.clone(), events, started: now });
@@ -123,13 +128,13 @@ fn control_socket(path: Option<PathBuf>, device: &str) -> Result<ControlListener
 
 /// Wires the conversation and the sockets of one end of a cloud.
 ///
-/// `bridge` makes the way on, where the end is a port of a member's switch.
+/// `bridge` makes the way on, where the end is a port of a member's switch; its other ports tell the casts.
 pub fn wire_ends(
     shared: &Arc<CloudShared>,
     supervisor: &Supervisor,
     threads: &Threads,
     bridge: impl Fn() -> Option<CloudBridge> + Clone + Send + 'static,
-) {
+) -> CloudPortCasts {
     let counters = shared.views.counters.clone();
     let (cloud, mailbox) = Mailbox::<Cloud>::bounded(MAILBOX);
     let casts = CloudCasts {
@@ -152,7 +157,12 @@ pub fn wire_ends(
         };
         supervisor.supervise(&threads.data, mailbox, factory, Policy::RESTART);
     }
+    let casts = CloudPortCasts {
+        moved: Caster::new(cloud.clone(), counters.clone()),
+        hello: Caster::new(cloud.clone(), counters.clone()),
+    };
     threads.keep(cloud);
+    casts
 }
 
 fn wire(
@@ -177,11 +187,7 @@ fn wire(
     supervisor.supervise(&threads.data, tap_mailbox, factory, Policy::RESTART);
 
     let sampler = Arc::new(Sampler::new(Source::Cloud(node.clone()), supervisor.clone(), node.started));
-    let outputs = Outputs {
-        log: options.stats,
-        scorecard: options.scorecard.clone().map(|path| (path, options.scorecard_format.into())),
-        map: options.graphviz.clone(),
-    };
+    let outputs = Outputs { log: options.stats, scorecard: options.card(), map: options.graphviz.clone() };
     let lent = sampler.clone();
     let factory = move || Stats::new(lent.clone(), outputs.clone());
     supervisor.supervise(&threads.control, stats_mailbox, factory, Policy::RESTART);

@@ -11,13 +11,14 @@ use arc_swap::ArcSwap;
 use smol::channel::Sender;
 use xtra::{Actor, Address, Context, Handler, Mailbox};
 
-use super::client::{Ending, EventLog, unix_time};
+use super::client::{Ending, EventLog};
 use super::datapath::count_handshake;
 use super::ext::{Caster, Service, StopReason, call};
 use super::store::Store;
 use crate::config::{Network6, ServerConfig};
 use crate::counters::{Counters, add};
 use crate::ids::{Endpoint, NetworkId, UplinkId};
+use crate::io::clock::unix_time;
 use crate::io::uplinks::Uplinks;
 use crate::logging;
 use crate::messages::coordinator::{
@@ -452,7 +453,7 @@ impl Handler<Kick> for Coordinator {
     async fn handle(&mut self, Kick { name, reply }: Kick, _: &mut Context<Self>) {
         let request = self.request(reply);
         if let Some(core) = &mut self.core {
-            core.kick(request, &name, Instant::now());
+            core.kick(request, &name);
         }
     }
 }

@@ -5,7 +5,6 @@
 //! what was dropped is counted by its reason.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -32,6 +31,7 @@ use crate::proto::guard::{self, Rights};
 use crate::proto::multipath::{Plan, Way};
 use crate::proto::segment::{self, Checksums, PartialChecksum, Segmenter};
 use crate::proto::session::{Epoch, Owner, Session};
+use crate::proto::source_budget::SourceBudget;
 use crate::proto::too_big;
 use crate::proto::whole::{self, Assembly, Cut};
 use crate::view::{FdbView, Outlet, PeerEntry, PeerHandle, PeerView, SelfView, ServerView};
@@ -39,10 +39,11 @@ use crate::wire::control::Control;
 use crate::wire::ethernet::FrameView;
 use crate::wire::handshake::{HandshakeView, Hint, HintReason};
 use crate::wire::header::{FragHeader, HEADER_LEN, Kind, SealedHeader, TAG_LEN};
+use crate::wire::hello::HELLO;
 use crate::wire::relay;
 use crate::wire::vnet::{Gso, VnetHeader};
 
-use super::cloud_bridge::{CloudPort, ToCloud};
+use super::cloud_bridge::{CloudPort, Side, ToCloud};
 use super::ext::Caster;
 
 /// Plaintext bytes that padding never exceeds: the frame of the default MTU with a VLAN tag.
@@ -370,6 +371,20 @@ pub struct EgressScope {
     sent: Cell<Sent>,
 }
 
+impl EgressScope {
+    pub fn own(&self) -> &SelfView {
+        &self.own
+    }
+
+    pub fn fdb(&self) -> &FdbView {
+        &self.fdb
+    }
+
+    pub fn peers(&self) -> &PeerView {
+        &self.peers
+    }
+}
+
 /// Frames that went to peers in one burst, and their bytes, by way.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sent {
@@ -419,6 +434,14 @@ impl Egress {
     /// # Errors
     /// The reason to drop it.
     pub fn foreign(&mut self, frame: &[u8], scope: &EgressScope) -> Result<(), DropReason> {
+        let sent = self.send_foreign(frame, scope);
+        if self.batch.bytes() >= FLUSH_BYTES {
+            self.flush();
+        }
+        sent
+    }
+
+    fn send_foreign(&mut self, frame: &[u8], scope: &EgressScope) -> Result<(), DropReason> {
         let view = FrameView::parse(frame)?;
         let load = Load::new(VnetHeader::PLAIN, frame)?;
         let facts = scope.facts.as_ref().ok_or(DropReason::UnknownPeer)?;
@@ -549,6 +572,12 @@ impl Egress {
             return Ok(None);
         }
         let way = forward::egress(&frame, &scope.fdb, facts);
+        if let Some(cloud) = &mut self.cloud
+            && frame.src() != facts.own_mac
+            && !matches!(way, forward::Egress::Drop(DropReason::SourceSpoofed))
+        {
+            cloud.note(&frame, Side::Device)?;
+        }
         if let Some(cloud) = &mut self.cloud
             && matches!(
                 way,
@@ -724,7 +753,7 @@ pub struct Ingress {
     /// One segment of a super-frame, for a device that takes no super-frames.
     segment: Vec<u8>,
     mac1_key: [u8; 32],
-    hints: HintBudget,
+    hints: SourceBudget,
     cloud: Option<CloudPort>,
 }
 
@@ -758,7 +787,7 @@ impl Ingress {
     /// `mac1_key` is of our own key.
     pub fn new(views: Views, uplinks: Uplinks, casts: IngressCasts, tap: TapTx, mac1_key: [u8; 32]) -> Self {
         let coalescer = Coalescer::new(Limits::default());
-        let (assembly, hints) = (Assembly::default(), HintBudget::default());
+        let (assembly, hints) = (Assembly::default(), hint_budget());
         Self { views, uplinks, casts, tap, coalescer, assembly, segment: Vec::new(), mac1_key, hints, cloud: None }
     }
 
@@ -769,12 +798,18 @@ impl Ingress {
     }
 
     /// Whether a frame from the network is for the cloud behind this member.
-    fn wants_cloud(&self, frame: &FrameView<'_>, scope: &IngressScope) -> ToCloud {
-        match &self.cloud {
-            Some(cloud) if scope.own.mac != Some(frame.dst()) && Rights(scope.own.rights).is_bridge() => {
-                cloud.wants(frame)
+    fn wants_cloud(&mut self, frame: &FrameView<'_>, entry: &PeerEntry, scope: &IngressScope) -> ToCloud {
+        let Some(cloud) = &mut self.cloud else { return ToCloud::No };
+        let noted = if frame.src() == entry.credentials.mac { Ok(()) } else { cloud.note(frame, Side::Network) };
+        let wants = if scope.own.mac == Some(frame.dst()) { ToCloud::No } else { cloud.wants(frame) };
+        let is_bridge = Rights(scope.own.rights).is_bridge();
+        let refused = noted.and(if is_bridge { Ok(()) } else { Err(DropReason::NoRight) });
+        match refused {
+            Err(reason) if wants != ToCloud::No => {
+                self.views.counters.dropped(reason);
+                ToCloud::No
             }
-            Some(_) | None => ToCloud::No,
+            Ok(()) | Err(_) => wants,
         }
     }
 
@@ -1130,7 +1165,7 @@ impl Ingress {
             Verdict::Accept { learn } => scope.sightings.extend(learn),
             Verdict::Drop(reason) => return Err(reason),
         }
-        let wants = self.wants_cloud(&frame, scope);
+        let wants = self.wants_cloud(&frame, entry, scope);
         // What came before it goes before it.
         self.write(arena, scope);
         if let Some(cloud) = self.cloud.as_mut().filter(|_| wants != ToCloud::No) {
@@ -1233,7 +1268,17 @@ impl Ingress {
         if guard::is_neighbour_traffic(&frame) {
             guard::check_leases(&frame, &entry.credentials, &|ip| scope.peers.directory.get(&ip).copied())?;
         }
-        let wants = self.wants_cloud(&frame, scope);
+        if frame.dst() == HELLO {
+            // Between bridges, and for no device.
+            if frame.src() == entry.credentials.mac
+                && entry.credentials.rights.is_bridge()
+                && let Some(cloud) = &self.cloud
+            {
+                cloud.hello(&frame, entry.handle.key, &entry.name);
+            }
+            return Ok(false);
+        }
+        let wants = self.wants_cloud(&frame, entry, scope);
         if let Some(cloud) = self.cloud.as_mut().filter(|_| wants != ToCloud::No) {
             self.segment.clear();
             self.segment.extend_from_slice(bytes);
@@ -1297,7 +1342,7 @@ impl Ingress {
     }
 
     fn hint(&mut self, via: Route, index: SessionIndex, counter: u64, scope: &IngressScope) {
-        if self.hints.take(via.endpoint.addr.ip(), scope.now_ms) {
+        if self.hints.take(via.endpoint.addr.ip(), scope.now_ms / 1000) {
             add(&self.views.counters.hints_sent, 1);
             self.uplinks.send_by(via, &Hint { reason: HintReason::NoSession, index, counter }.to_bytes());
         }
@@ -1320,28 +1365,6 @@ fn owner<'v>(peers: &'v PeerView, session: &Session) -> Result<&'v PeerEntry, Dr
 }
 
 /// How many HINTs each source may still be sent in this second.
-#[derive(Default)]
-pub struct HintBudget {
-    second: u64,
-    sent: BTreeMap<IpAddr, u32>,
-}
-
-impl HintBudget {
-    /// Whether one may be sent.
-    pub fn take(&mut self, source: IpAddr, now_ms: u64) -> bool {
-        if self.second != now_ms / 1000 {
-            self.second = now_ms / 1000;
-            self.sent.clear();
-        }
-        let net = match source {
-            IpAddr::V4(ip) => IpAddr::V4((ip.to_bits() & !0xff).into()),
-            IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() & !u128::from(u64::MAX)).into()),
-        };
-        if self.sent.len() >= HINT_SOURCES_MAX && !self.sent.contains_key(&net) {
-            return false;
-        }
-        let sent = self.sent.entry(net).or_insert(0);
-        *sent += 1;
-        *sent <= HINTS_PER_SECOND
-    }
+pub fn hint_budget() -> SourceBudget {
+    SourceBudget::new(HINTS_PER_SECOND, HINT_SOURCES_MAX)
 }

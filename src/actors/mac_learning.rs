@@ -11,7 +11,7 @@ use xtra::{Actor, Context, Handler};
 
 use super::ext::{Service, StopReason};
 use crate::logging;
-use crate::messages::mac_learning::{Learn, Members};
+use crate::messages::mac_learning::{Learn, Members, Moved};
 use crate::proto::fdb::Fdb;
 use crate::view::FdbView;
 
@@ -69,6 +69,14 @@ impl Handler<Learn> for MacLearning {
         for sighting in sightings {
             self.fdb.learn(sighting, now);
         }
+    }
+}
+
+impl Handler<Moved> for MacLearning {
+    type Return = ();
+
+    async fn handle(&mut self, Moved(stations): Moved, _: &mut Context<Self>) {
+        stations.into_iter().for_each(|(vlan, mac)| self.fdb.forget(vlan, mac));
     }
 }
 

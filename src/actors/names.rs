@@ -7,12 +7,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use xtra::Actor;
+use xtra::{Actor, Mailbox};
 
 use super::client::ClientShared;
+use super::desk::Desk;
 use super::ext::{Service, StopReason};
 use crate::io::files::{FileError, edit};
 use crate::proto::hosts::{Entry, with_block, without_block};
@@ -28,6 +29,16 @@ const NOTE: &str = "hosts-file";
 pub struct Names {
     shared: Arc<ClientShared>,
     at: Instant,
+    /// Reading and writing waits for the disk.
+    desk: Desk,
+    book: Arc<Mutex<Book>>,
+}
+
+/// What is known of the file.
+struct Book {
+    shared: Arc<ClientShared>,
+    /// What an earlier run may have left has been seen to.
+    is_swept: bool,
     written: Option<(BTreeSet<Entry>, Instant)>,
     left_out: BTreeSet<String>,
     /// What went wrong the last time; told once.
@@ -36,11 +47,41 @@ pub struct Names {
 
 impl Names {
     pub fn new(shared: Arc<ClientShared>) -> Self {
-        let names = Self { shared, at: Instant::now(), written: None, left_out: BTreeSet::new(), trouble: None };
-        names.clear_leftovers();
-        names
+        let left_out = BTreeSet::new();
+        let book = Book { shared: shared.clone(), is_swept: false, written: None, left_out, trouble: None };
+        Self { shared, at: Instant::now(), desk: Desk::default(), book: Arc::new(Mutex::new(book)) }
     }
 
+    fn entries(&self) -> BTreeSet<Entry> {
+        let mut entries = BTreeSet::new();
+        let mut add = |name: &str, ips: [Option<IpAddr>; 2]| {
+            entries.extend(ips.into_iter().flatten().map(|ip| Entry { ip, name: name.to_owned() }));
+        };
+        // Without a lease there is no network to reach anybody in.
+        if let Some(lease) = self.shared.lease.load_full() {
+            add(&self.shared.name.load(), [Some(lease.ip4.into()), lease.ip6.map(Into::into)]);
+            for peer in self.shared.peers.load().iter() {
+                let certificate = &peer.certificate;
+                add(&peer.name, [Some(certificate.ip4.into()), certificate.ip6.map(Into::into)]);
+            }
+        }
+        entries
+    }
+
+    /// Has something done with the book, behind what comes first whatever is asked for.
+    fn put(&mut self, work: impl FnOnce(&mut Book) + Send + 'static) {
+        let book = self.book.clone();
+        self.desk.put(move || {
+            let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
+            if !std::mem::replace(&mut book.is_swept, true) {
+                book.clear_leftovers();
+            }
+            work(&mut book);
+        });
+    }
+}
+
+impl Book {
     fn file(&self) -> Option<&Path> {
         self.shared.config.hosts.as_deref()
     }
@@ -61,24 +102,16 @@ impl Names {
         }
     }
 
-    fn entries(&self) -> BTreeSet<Entry> {
-        let mut entries = BTreeSet::new();
-        let mut add = |name: &str, ips: [Option<IpAddr>; 2]| {
-            entries.extend(ips.into_iter().flatten().map(|ip| Entry { ip, name: name.to_owned() }));
-        };
-        // Without a lease there is no network to reach anybody in.
-        if let Some(lease) = self.shared.lease.load_full() {
-            add(&self.shared.name.load(), [Some(lease.ip4.into()), lease.ip6.map(Into::into)]);
-            for peer in self.shared.peers.load().iter() {
-                let certificate = &peer.certificate;
-                add(&peer.name, [Some(certificate.ip4.into()), certificate.ip6.map(Into::into)]);
-            }
+    fn keep(&mut self, entries: BTreeSet<Entry>, now: Instant) {
+        let Some(file) = self.file().map(Path::to_owned) else { return };
+        let trouble = self.write(&file, entries, now).err().map(|error| error.to_string());
+        if let Some(trouble) = trouble.as_ref().filter(|new| self.trouble.as_ref() != Some(new)) {
+            log::warn!("the members' names cannot be put into the hosts file: {trouble}");
         }
-        entries
+        self.trouble = trouble;
     }
 
-    fn keep(&mut self, file: &Path, now: Instant) -> Result<(), FileError> {
-        let entries = self.entries();
+    fn write(&mut self, file: &Path, entries: BTreeSet<Entry>, now: Instant) -> Result<(), FileError> {
         let same = self.written.as_ref().is_some_and(|(old, at)| *old == entries && now < *at + CHECK);
         if same || self.written.is_none() && entries.is_empty() {
             return Ok(());
@@ -106,10 +139,18 @@ impl Names {
 impl Actor for Names {
     type Stop = StopReason;
 
-    async fn stopped(self) -> StopReason {
-        if let Some(file) = self.file() {
-            self.clear(file);
-        }
+    async fn started(&mut self, _: &Mailbox<Self>) -> Result<(), StopReason> {
+        self.put(|_| {});
+        Ok(())
+    }
+
+    async fn stopped(mut self) -> StopReason {
+        self.put(|book| {
+            if let Some(file) = book.file() {
+                book.clear(file);
+            }
+        });
+        self.desk.cleared().await;
         StopReason::Requested
     }
 }
@@ -120,16 +161,12 @@ impl Service for Names {
     const NAME: &'static str = "names";
 
     fn next_timeout(&self) -> Option<Instant> {
-        self.file().map(|_| self.at)
+        self.shared.config.hosts.as_ref().map(|_| self.at)
     }
 
     fn on_timeout(&mut self, now: Instant) {
         self.at = now + LOOK;
-        let Some(file) = self.file().map(Path::to_owned) else { return };
-        let trouble = self.keep(&file, now).err().map(|error| error.to_string());
-        if let Some(trouble) = trouble.as_ref().filter(|new| self.trouble.as_ref() != Some(new)) {
-            log::warn!("the members' names cannot be put into the hosts file: {trouble}");
-        }
-        self.trouble = trouble;
+        let entries = self.entries();
+        self.put(move |book| book.keep(entries, now));
     }
 }

@@ -12,8 +12,9 @@ use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::client::ClientShared;
 use super::ext::{Caster, Service, StopReason};
+use crate::io::follow::Following;
 use crate::io::lan::LanSocket;
-use crate::io::netlink::{Netlink, NetlinkError, NetlinkWatch};
+use crate::io::netlink::{Netlink, NetlinkError};
 use crate::messages::neighbours::{Interfaces, Shouted};
 use crate::messages::peer_table::Neighbour;
 use crate::proto::neighbours::{Neighbours as Core, is_private};
@@ -52,18 +53,11 @@ impl Neighbours {
     /// Follows the machine's addresses; what it finds comes back as a message.
     fn watch(&mut self) {
         let (tell, shared) = (self.casts.own.0.clone(), self.shared.clone());
-        let Ok(netlink) = Netlink::open() else { return };
-        let watch = NetlinkWatch::open();
+        let mut network = Following::begin();
         self.watch = Some(smol::spawn(async move {
             loop {
-                match look(&netlink, &shared).await {
-                    Ok(places) => drop(tell.cast(Interfaces(places))),
-                    Err(error) => log::debug!("interfaces of this machine: {error}"),
-                }
-                let Ok(watch) = &watch else { return };
-                if watch.changed().await.is_err() {
-                    return;
-                }
+                let netlink = network.changed().await;
+                network.looked(look(&netlink, &shared).await.map(|places| tell.cast(Interfaces(places))));
                 smol::Timer::after(SETTLE).await;
             }
         }));
@@ -175,7 +169,11 @@ impl Handler<Shouted> for Neighbours {
 
     async fn handle(&mut self, Shouted { at, from, bytes }: Shouted, _: &mut Context<Self>) {
         let Some(core) = &mut self.core else { return };
-        let Some(heard) = core.hear(from, &bytes, Instant::now()) else { return };
+        let heard = match core.hear(from, &bytes, Instant::now()) {
+            Ok(Some(heard)) => heard,
+            Ok(None) => return,
+            Err(reason) => return self.shared.views.counters.dropped(reason),
+        };
         if let (Some(to), Some((socket, _))) = (heard.answer, self.places.get(&at)) {
             let bytes = core.announcement(self.shared.uplinks.port(), true).to_bytes();
             if let Err(error) = socket.answer(to, &bytes) {

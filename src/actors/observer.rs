@@ -5,9 +5,9 @@
 
 use std::net::SocketAddr;
 
-use super::client::unix_time;
 use crate::counters::DropReason;
 use crate::ids::{Endpoint, UplinkId};
+use crate::io::clock::unix_time;
 use crate::io::uplinks::Uplinks;
 use crate::proto::observe::Responder;
 

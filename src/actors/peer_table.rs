@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 use xtra::{Actor, Context, Handler};
 
-use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed, unix_time};
+use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed};
 use super::datapath::{count_handshake, send_staged};
 use super::ext::{Caster, Service, StopReason};
 use super::uplink_keeper::local;
@@ -20,9 +20,10 @@ use super::why::surroundings;
 use crate::counters::{DropReason, add};
 use crate::ids::{Endpoint, MacAddr, PeerIdx, PublicKey, Route, UplinkId};
 use crate::io::batch::SendBatch;
+use crate::io::clock::unix_time;
 use crate::io::files::FileError;
 use crate::io::holes::Holes;
-use crate::io::udp::UdpUplink;
+use crate::io::udp::{SOCKET_BUFFER, UdpUplink};
 use crate::logging;
 use crate::messages::mac_learning::Members;
 use crate::messages::peer_table::{
@@ -55,8 +56,6 @@ const EXPLAINING_MAX: usize = 16;
 
 /// A socket that a hole was found with is kept so long without a path that uses it.
 const PUNCHED_KEPT: Duration = Duration::from_secs(120);
-/// Buffers asked for at such a socket: it carries what the first one would.
-const SOCKET_BUFFER: usize = 8 << 20;
 
 /// Whom the peer table tells.
 #[derive(Clone)]
@@ -235,6 +234,7 @@ impl PeerTable {
                     self.shared.map_version.store(version, Relaxed);
                     self.casts.map_at.cast(MapAt(version));
                 }
+                Output::Dropped(reason) => self.shared.views.counters.dropped(reason),
                 Output::Save => self.save(),
                 Output::OpenSockets { peer, to, datagrams } => self.open_sockets(peer, to, datagrams),
                 Output::Answered { id, answer } => self.shared.words.answer(id, answer),
@@ -271,12 +271,14 @@ impl PeerTable {
                 .entry(peer.idx)
                 .or_insert_with(|| Arc::new(PeerHandle::new(peer.idx, peer.key, peer.meter.clone())));
             let meter = |route| peer.paths.iter().find(|path| path.route == route).map(|path| path.meter.clone());
+            let fit = |path: &PathDescription| Fit::new(path.mtu, &path.route, self.shared.config.mss_clamp);
             let outlet = peer.session.clone().zip(peer.route).map(|(session, route)| Outlet {
                 session,
                 route,
                 meter: meter(route).unwrap_or_default(),
                 plan: peer.plan.clone(),
-                fit: Fit::new(peer.mtu, &route, self.shared.config.mss_clamp),
+                // Whichever of them a frame takes.
+                fit: peer.paths.iter().filter(|path| path.carries).map(fit).reduce(Fit::least).unwrap_or(Fit::ANY),
             });
             handle.set_inlets(peer.paths.iter().map(inlet).collect());
             handle.set_outlet(outlet);
@@ -362,6 +364,7 @@ impl PeerTable {
                 add(&counters.paths_lost, 1);
                 ("lost paths", format!("{peer}: {} does not answer", route.endpoint))
             }
+            Event::Lost { peer } => ("lost members", format!("{peer} is lost: it answers by no way any more")),
             Event::Left { peer } => ("members that left", format!("{peer} has left")),
             Event::Unreachable { peer } => ("unreachable members", format!("{peer} cannot be reached")),
             Event::OwnRevoked => {
@@ -391,7 +394,7 @@ impl PeerTable {
             .fold((0, 0), |(rx, tx), meter| (rx + meter.rx_bytes.load(Relaxed), tx + meter.tx_bytes.load(Relaxed)));
         let reports = peers
             .iter()
-            .filter(|peer| peer.session.is_some())
+            .filter(|peer| peer.session.is_some() && peer.state != PeerState::Lost)
             .map(|peer| PeerReport {
                 peer: peer.key.node_id(),
                 direct: peer.state == PeerState::Direct,

@@ -15,8 +15,10 @@ use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::changes::{ALL, Changes, Setting};
 use super::client::ClientShared;
+use super::desk::Desk;
 use super::ext::{Caster, Service, StopReason};
-use crate::io::netlink::{Netlink, NetlinkError, NetlinkWatch, RouteEntry};
+use crate::io::follow::Following;
+use crate::io::netlink::{Netlink, NetlinkError, RouteEntry};
 use crate::io::nft::{Forwarding, forward, forward_table, is_private};
 use crate::io::policy::{self, Hop, Rule};
 use crate::messages::routes::{Look, TableCame};
@@ -83,6 +85,7 @@ pub struct Routes {
     /// The last trouble of each kind that was told.
     told: BTreeMap<&'static str, String>,
     tasks: Vec<smol::Task<()>>,
+    desk: Desk,
     ending: bool,
 }
 
@@ -106,6 +109,7 @@ impl Routes {
             said_exit: Exit::Off,
             told: BTreeMap::new(),
             tasks: Vec::new(),
+            desk: Desk::default(),
             ending: false,
         }
     }
@@ -126,11 +130,12 @@ impl Routes {
             }
         }));
         let look = self.look.clone();
-        let Ok(watch) = NetlinkWatch::open() else { return };
+        let mut network = Following::begin();
         self.tasks.push(smol::spawn(async move {
-            while watch.changed().await.is_ok() {
+            loop {
+                network.changed().await;
                 smol::Timer::after(SETTLE).await;
-                look.cast(Look { changed: true });
+                network.looked(Ok(look.cast(Look { changed: true })));
             }
         }));
     }
@@ -181,7 +186,8 @@ impl Routes {
             netlink.routes().await?.into_iter().filter(|route| route.ifindex != ifindex).collect();
         let own = leased_networks(&lease);
         self.take(&netlink, inputs, &mains, &own, ifindex).await?;
-        self.forward_for_others(&mains, Ipv4Net::new(lease.ip4, lease.prefix4).map(|net| net.trunc()).ok());
+        let network = Ipv4Net::new(lease.ip4, lease.prefix4).map(|net| net.trunc()).ok();
+        self.forward_for_others(&mains, network).await;
         Ok(())
     }
 
@@ -231,7 +237,7 @@ impl Routes {
         noted.closed = noted.closed.or(is_closed.then_some(table));
         let loosened = if is_closed { too_strict(mains) } else { Vec::new() };
         noted_too(&mut noted.loosened, &loosened);
-        self.note(noted)?;
+        self.note(noted).await?;
 
         let loosened: Result<Vec<()>, String> = loosened.iter().map(set).collect();
         self.tell("loosen", loosened.err());
@@ -263,13 +269,13 @@ impl Routes {
         if !gone.is_empty() {
             let mut noted = self.state.changes.clone();
             noted.rules.retain(|rule| !gone.contains(rule));
-            self.note(noted)?;
+            self.note(noted).await?;
         }
         Ok(())
     }
 
     /// Forwards for other members what the server allows of our offer.
-    fn forward_for_others(&mut self, mains: &[RouteEntry], network: Option<Ipv4Net>) {
+    async fn forward_for_others(&mut self, mains: &[RouteEntry], network: Option<Ipv4Net>) {
         let offered = own_offer(&self.shared);
         let id = self.shared.key.node_id().0;
         let allowed = |subnet: &&IpNet| {
@@ -288,7 +294,7 @@ impl Routes {
                 let mut changes = self.state.changes.clone();
                 changes.undo_forwarding();
                 self.forwarding = None;
-                let noted = self.note(changes).err().map(|error| error.to_string());
+                let noted = self.note(changes).await.err().map(|error| error.to_string());
                 self.tell("forward", noted);
             }
             return;
@@ -301,15 +307,15 @@ impl Routes {
             exit: published.contains(&EXIT),
             masquerade: config.routing.masquerade,
         };
-        let trouble = self.open(wanted, mains, &published).err();
+        let trouble = self.open(wanted, mains, &published).await.err();
         self.tell("forward", trouble);
     }
 
     /// The rules first: what is not published must never pass.
-    fn open(&mut self, wanted: Forwarding, mains: &[RouteEntry], published: &[IpNet]) -> Result<(), String> {
+    async fn open(&mut self, wanted: Forwarding, mains: &[RouteEntry], published: &[IpNet]) -> Result<(), String> {
         let mut noted = self.state.changes.clone();
         noted.firewall = Some(forward_table(&wanted.device));
-        self.note(noted.clone()).map_err(|error| error.to_string())?;
+        self.note(noted.clone()).await.map_err(|error| error.to_string())?;
         if self.forwarding.as_ref() != Some(&wanted) {
             forward(&wanted).map_err(|error| format!("nothing is forwarded for other members: {error}"))?;
             self.forwarding = Some(wanted.clone());
@@ -327,7 +333,7 @@ impl Routes {
         let settings: Vec<Setting> =
             interfaces.iter().filter_map(|name| other(format!("ipv4/conf/{name}/forwarding"), "1")).collect();
         noted_too(&mut noted.forwarding, &settings);
-        self.note(noted).map_err(|error| error.to_string())?;
+        self.note(noted).await.map_err(|error| error.to_string())?;
         settings.iter().try_for_each(set)?;
         match missing.as_slice() {
             [] => Ok(()),
@@ -335,12 +341,13 @@ impl Routes {
         }
     }
 
-    /// Writes down what is about to be changed.
-    fn note(&mut self, noted: Changes) -> Result<(), NetlinkError> {
+    /// Writes down what is about to be changed, which waits for that; others do not wait for the disk.
+    async fn note(&mut self, noted: Changes) -> Result<(), NetlinkError> {
         if noted == self.state.changes {
             return Ok(());
         }
-        noted.save(&self.shared.state).map_err(|error| NetlinkError::Refused {
+        let (changes, shared) = (noted.clone(), self.shared.clone());
+        smol::unblock(move || changes.save(&shared.state)).await.map_err(|error| NetlinkError::Refused {
             operation: "write down what is changed for routes",
             source: std::io::Error::other(error),
         })?;
@@ -350,11 +357,14 @@ impl Routes {
         Ok(())
     }
 
-    fn keep_table(&self) {
+    fn keep_table(&mut self) {
         let Some(network) = network(&self.shared) else { return };
-        if let Err(error) = self.shared.state.write_atomic(TABLE_FILE, &self.state.table.save(network)) {
-            log::debug!("the table of routes is not kept for the next start: {error}");
-        }
+        let (bytes, shared) = (self.state.table.save(network), self.shared.clone());
+        self.desk.put(move || {
+            if let Err(error) = shared.state.write_atomic(TABLE_FILE, &bytes) {
+                log::debug!("the table of routes is not kept for the next start: {error}");
+            }
+        });
     }
 
     fn publish(&self) {

@@ -8,17 +8,22 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use smol::channel::Sender;
+use smol::future;
 use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::client::{ClientShared, Ending, SavedNetwork, seed};
 use super::datapath::count_handshake;
+use super::desk::Desk;
 use super::ext::{Caster, Service, StopReason};
+use super::lookups::Lookups;
 use super::routes::own_offer;
 use super::uplink_keeper::ports_at;
 use crate::counters::{DropReason, add};
 use crate::ids::{Endpoint, Route, UplinkId};
+use crate::io::follow::Following;
 use crate::io::holes::send_from_new_socket;
-use crate::io::netlink::{Netlink, NetlinkWatch};
+use crate::io::names::resolve;
+use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::surroundings::{Change, Surroundings};
 use crate::logging;
 use crate::messages::peer_table::{self, FromServer, Joined, OwnNat, ServerPlace, WaysChanged};
@@ -36,8 +41,6 @@ use crate::view::{SelfView, ServerView};
 use crate::wire::cert::{CERT_LEN, Certificate};
 use crate::wire::control::{CANDIDATES_MAX, Candidate, CandidateKind, Control};
 
-/// How often names are looked up while the server is away.
-const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
 /// Addresses that all names of the server may stand for together.
 const ENDPOINTS_MAX: usize = 64;
 /// Changes of interfaces are acted on at once, and then no more often than this.
@@ -76,29 +79,19 @@ pub struct ServerLink {
     endpoints: Vec<Endpoint>,
     /// The TCP connections that there should be.
     connect: Vec<SocketAddr>,
-    /// One for each server of the configuration.
-    lookups: Vec<Lookup>,
+    lookups: Lookups,
     said_waiting: bool,
     said_unresolved: bool,
     heard_ms: Option<u64>,
     tasks: Vec<smol::Task<()>>,
-    /// Waits until it is time to look names up again.
-    again: Option<smol::Task<()>>,
     /// The server has been there since this start.
     attached_once: bool,
+    /// As it is on disk, or will be in a moment.
+    saved: Option<SavedNetwork>,
+    desk: Desk,
     /// The addresses of our interfaces.
     hosts: Vec<Candidate>,
     goodbye: bool,
-}
-
-/// What is known of a server's name.
-#[derive(Default, Clone)]
-struct Lookup {
-    /// As of the last look-up that succeeded.
-    endpoints: Vec<Endpoint>,
-    /// Why the last one failed, if it did.
-    error: Option<String>,
-    pending: bool,
 }
 
 impl ServerLink {
@@ -132,6 +125,7 @@ impl ServerLink {
         }
         let (have, list) = (shared.routes.load().table.version, own_offer(&shared));
         core.set_offer(Control::RouteOffer { have, list });
+        let lookups = Lookups::new(shared.config.servers.len());
         Self {
             shared,
             casts,
@@ -140,13 +134,14 @@ impl ServerLink {
             released: None,
             published: (false, None),
             endpoints: Vec::new(),
-            lookups: Vec::new(),
+            lookups,
             said_waiting: false,
             said_unresolved: false,
             heard_ms: None,
             tasks: Vec::new(),
-            again: None,
             attached_once: false,
+            saved,
+            desk: Desk::default(),
             hosts: Vec::new(),
             goodbye: false,
         }
@@ -166,7 +161,7 @@ impl ServerLink {
                     let text = format!("connected to the server at {endpoint}");
                     self.shared.events.say_limited("connections to the server", text, now);
                 }
-                Output::Suspected => self.resolve(),
+                Output::Suspected => self.resolve(now),
                 Output::Detached => {
                     changed = true;
                     self.casts.place.cast(ServerPlace(None));
@@ -197,8 +192,13 @@ impl ServerLink {
                 Output::Refused(refusal) => self.refused(&refusal, now),
                 Output::Released => {
                     if let Some(released) = self.released.take() {
-                        // Nobody waits any more if this fails.
-                        let _ = released.try_send(());
+                        // Whoever hears it removes the file of the lease.
+                        let written = self.desk.cleared();
+                        self.tasks.push(smol::spawn(async move {
+                            written.await;
+                            // Nobody waits any more if this fails.
+                            let _ = released.try_send(());
+                        }));
                     }
                 }
             }
@@ -252,18 +252,18 @@ impl ServerLink {
         }));
     }
 
-    fn pin(&self, pinned: &Pinned) {
-        let saved = SavedNetwork::new(pinned, &self.shared.config.servers);
+    /// Waits for the disk: from here on the invitation is used up, and this first contact has nobody else to hold up.
+    fn pin(&mut self, pinned: &Pinned) {
+        let saved = self.saved.insert(SavedNetwork::new(pinned, &self.shared.config.servers));
         self.shared.pinned.store(Arc::new(Some(*pinned)));
         if let Err(error) = saved.save(&self.shared.state) {
             log::warn!("what the network is cannot be written down ({error}); the next start will need an invitation");
         }
     }
 
-    fn leased(&self, certificate: &[u8; CERT_LEN], epoch: u64, name: &str, now: Instant) {
+    fn leased(&mut self, certificate: &[u8; CERT_LEN], epoch: u64, name: &str, now: Instant) {
         let Some(pinned) = *self.shared.pinned.load_full() else { return };
-        let saved = SavedNetwork::load(&self.shared.state).ok().flatten();
-        let known = saved.as_ref().and_then(SavedNetwork::lease).map_or(0, |(_, epoch)| epoch);
+        let known = self.saved.as_ref().and_then(SavedNetwork::lease).map_or(0, |(_, epoch)| epoch);
         let mut trust = Trust::new(pinned.network, pinned.signer, epoch.max(known));
         let Ok(parsed) = trust.check(certificate) else {
             let text = format_args!("the server sent a certificate that its own key does not prove");
@@ -273,15 +273,18 @@ impl ServerLink {
         if parsed.key != self.shared.key {
             return;
         }
-        let mut saved = saved.unwrap_or_else(|| SavedNetwork::new(&pinned, &self.shared.config.servers));
+        let saved = self.saved.get_or_insert_with(|| SavedNetwork::new(&pinned, &self.shared.config.servers));
         if !self.shared.config.servers.is_empty() {
             saved.servers = self.shared.config.servers.iter().map(ToString::to_string).collect();
         }
         saved.set_lease(certificate, trust.epoch(), name);
-        if let Err(error) = saved.save(&self.shared.state) {
-            let text = format_args!("the lease cannot be written down: {error}");
-            logging::limited(now, Level::Warn, "unsaved leases", text);
-        }
+        let (saved, shared) = (saved.clone(), self.shared.clone());
+        self.desk.put(move || {
+            if let Err(error) = saved.save(&shared.state) {
+                let text = format_args!("the lease cannot be written down: {error}");
+                logging::limited(now, Level::Warn, "unsaved leases", text);
+            }
+        });
         self.casts.joined.cast(Joined { pinned, certificate: *certificate, epoch: trust.epoch() });
         self.take_lease(&parsed, name, now);
     }
@@ -320,31 +323,22 @@ impl ServerLink {
     }
 
     /// Looks up every name, side by side: one that takes long keeps nobody waiting.
-    fn resolve(&mut self) {
-        let servers = &self.shared.config.servers;
-        self.lookups.resize(servers.len(), Lookup::default());
-        for (index, server) in servers.iter().cloned().enumerate() {
-            if std::mem::replace(&mut self.lookups[index].pending, true) {
-                continue;
-            }
-            let tell = self.casts.own.0.clone();
-            self.tasks.push(smol::spawn(async move {
-                let found = smol::net::resolve((server.host.as_str(), server.port)).await;
-                let found = found.map(|addresses| addresses.into_iter().map(Endpoint::udp).collect());
-                tell.cast(Resolved::Name(index, found.map_err(|error| error.to_string())));
-            }));
-        }
+    fn resolve(&mut self, now: Instant) {
+        let (servers, tell) = (&self.shared.config.servers, &self.casts.own.0);
+        self.lookups.begin(now, |place| {
+            let (server, tell) = (servers[place].clone(), tell.clone());
+            smol::spawn(async move {
+                let found = resolve(&server.host, server.port).await;
+                tell.cast(Resolved { place, found });
+            })
+        });
     }
 
     /// Takes what a name stands for, and tries it at once. When all names have been looked up, says which failed.
-    fn resolved(&mut self, index: usize, found: Result<Vec<Endpoint>, String>, now: Instant) {
-        let Some(lookup) = self.lookups.get_mut(index) else { return };
-        lookup.pending = false;
-        match found {
-            Ok(endpoints) => *lookup = Lookup { endpoints, ..Lookup::default() },
-            Err(error) => lookup.error = Some(error),
-        }
-        let mut all: Vec<Endpoint> = self.lookups.iter().flat_map(|lookup| lookup.endpoints.iter().copied()).collect();
+    fn resolved(&mut self, Resolved { place, found }: Resolved, now: Instant) {
+        let is_last = self.lookups.take(place, found, now);
+        let addresses = self.lookups.iter().flat_map(|lookup| &lookup.addresses);
+        let mut all: Vec<Endpoint> = addresses.copied().map(Endpoint::udp).collect();
         all.sort_by_key(|endpoint| endpoint.uplink);
         all.truncate(ENDPOINTS_MAX);
         if !all.is_empty() {
@@ -352,11 +346,10 @@ impl ServerLink {
             self.core.set_servers(all, now);
             self.publish();
         }
-        if self.lookups.iter().any(|lookup| lookup.pending) {
+        if !is_last {
             return;
         }
-        self.schedule_resolve(RESOLVE_AGAIN);
-        let servers = self.shared.config.servers.iter().zip(&self.lookups);
+        let servers = self.shared.config.servers.iter().zip(self.lookups.iter());
         let failed: Vec<_> = servers
             .filter_map(|(server, lookup)| Some(format!("{}: {}", server.host, lookup.error.as_ref()?)))
             .collect();
@@ -369,7 +362,9 @@ impl ServerLink {
         } else {
             format!("a server's name cannot be resolved ({why}); the others are tried")
         };
-        if self.endpoints.is_empty() && self.shared.pinned.load().is_none() {
+        // An answer that got lost may be the one that matters.
+        let is_final = failed.len() == self.shared.config.servers.len() && self.endpoints.is_empty();
+        if is_final && self.shared.pinned.load().is_none() {
             let _ = self.shared.end.try_send(Ending::Failed(text));
         } else if !std::mem::replace(&mut self.said_unresolved, true) {
             self.shared.events.say(text);
@@ -378,13 +373,13 @@ impl ServerLink {
 
     /// Every server and what became of it, for somebody who wonders why none answers.
     fn tried(&self) -> String {
-        let servers = self.shared.config.servers.iter().zip(&self.lookups);
-        let tried = servers.map(|(server, Lookup { endpoints, error, pending })| {
-            let to: Vec<_> = endpoints.iter().map(|endpoint| endpoint.addr.to_string()).collect();
-            match error {
+        let servers = self.shared.config.servers.iter().zip(self.lookups.iter());
+        let tried = servers.map(|(server, lookup)| {
+            let to: Vec<_> = lookup.addresses.iter().map(ToString::to_string).collect();
+            match &lookup.error {
                 Some(error) if to.is_empty() => format!("{}: {error}", server.host),
-                None if to.is_empty() && *pending => format!("{}: still being looked up", server.host),
-                Some(_) | None if to.len() == 1 && endpoints[0].addr.ip().to_string() == server.host => {
+                None if to.is_empty() && lookup.is_under_way() => format!("{}: still being looked up", server.host),
+                Some(_) | None if to.len() == 1 && lookup.addresses[0].ip().to_string() == server.host => {
                     format!("UDP to {}", to[0])
                 }
                 Some(_) | None => format!("UDP to {}: {}", server.host, to.join(" and ")),
@@ -396,37 +391,36 @@ impl ServerLink {
     /// Follows the machine's addresses and routes; what it finds comes back as messages.
     fn watch(&mut self) {
         let (tell, changed, shared) = (self.casts.own.1.clone(), self.casts.own.2.clone(), self.shared.clone());
-        let Ok(netlink) = Netlink::open() else { return };
-        let watch = NetlinkWatch::open();
+        let mut network = Following::begin();
         self.tasks.push(smol::spawn(async move {
             let mut last: Option<Surroundings> = None;
+            let mut netlink = network.changed().await;
             loop {
                 let begun = Instant::now();
-                match look(&netlink, &shared).await {
-                    Ok(seen) => {
-                        add(&shared.views.counters.network_looks, 1);
-                        tell.cast(OwnCandidates(gather(&seen, &shared)));
-                        if let Some(change) = last.as_ref().and_then(|last| seen.change_since(last)) {
-                            changed.cast(UnderlayChanged { moved: change == Change::Ways });
-                        }
+                let looked = look(&netlink, &shared).await.map(|seen| {
+                    add(&shared.views.counters.network_looks, 1);
+                    let change = last.as_ref().and_then(|last| seen.change_since(last));
+                    let moved = change.map(|change| UnderlayChanged { moved: change == Change::Ways });
+                    let is_told = tell.cast(OwnCandidates(gather(&seen, &shared)))
+                        && moved.is_none_or(|moved| changed.cast(moved));
+                    // What was not told yet is a change at the next look, too.
+                    if is_told {
                         last = Some(seen);
                     }
-                    Err(error) => log::debug!("addresses of this machine: {error}"),
-                }
-                let Ok(watch) = &watch else { return };
+                    is_told
+                });
+                network.looked(looked);
                 smol::Timer::after(SETTLE.max(begun.elapsed() * LOOK_PAUSE)).await;
                 let sockets = async {
                     shared.uplinks.changed().await;
-                    Ok(())
+                    netlink.clone()
                 };
                 let anyway = async {
                     smol::Timer::after(LOOK_ANYWAY).await;
-                    Ok(())
+                    netlink.clone()
                 };
-                let news = futures_lite::future::or(watch.changed(), sockets);
-                if futures_lite::future::or(news, anyway).await.is_err() {
-                    return;
-                }
+                let news = future::or(network.changed(), sockets);
+                netlink = future::or(news, anyway).await;
             }
         }));
     }
@@ -447,14 +441,6 @@ impl ServerLink {
         self.shared.candidates.store(Arc::new(list.clone()));
         self.casts.candidates.cast(peer_table::OwnCandidates(list));
     }
-
-    fn schedule_resolve(&mut self, after: Duration) {
-        let tell = self.casts.own.0.clone();
-        self.again = Some(smol::spawn(async move {
-            smol::Timer::after(after).await;
-            tell.cast(Resolved::Again);
-        }));
-    }
 }
 
 /// Publishes the lease for the TAP reader and the data path.
@@ -469,7 +455,7 @@ pub fn publish_lease(shared: &ClientShared, certificate: &Certificate) {
     }));
 }
 
-async fn look(netlink: &Netlink, shared: &ClientShared) -> Result<Surroundings, crate::io::netlink::NetlinkError> {
+async fn look(netlink: &Netlink, shared: &ClientShared) -> Result<Surroundings, NetlinkError> {
     let device = shared.slot.get().map(|tap| tap.ifindex());
     let lease = shared.lease.load_full();
     let overlay = lease.as_deref().map(leased_networks).unwrap_or_default();
@@ -508,7 +494,7 @@ impl Actor for ServerLink {
 
     async fn started(&mut self, _: &Mailbox<Self>) -> Result<(), StopReason> {
         self.wish();
-        self.resolve();
+        self.resolve(Instant::now());
         self.watch();
         Ok(())
     }
@@ -518,6 +504,7 @@ impl Actor for ServerLink {
             self.core.goodbye();
             self.drain(Instant::now());
         }
+        self.desk.cleared().await;
         StopReason::Requested
     }
 }
@@ -528,11 +515,20 @@ impl Service for ServerLink {
     const NAME: &'static str = "server_link";
 
     fn next_timeout(&self) -> Option<Instant> {
-        self.core.poll_timeout()
+        [self.core.poll_timeout(), self.lookups.poll_timeout()].into_iter().flatten().min()
     }
 
     fn on_timeout(&mut self, now: Instant) {
-        self.core.handle_timeout(now);
+        if self.core.poll_timeout().is_some_and(|at| now >= at) {
+            self.core.handle_timeout(now);
+        }
+        if self.lookups.poll_timeout().is_some_and(|at| now >= at) {
+            if self.core.is_attached() {
+                self.lookups.put_off(now);
+            } else {
+                self.resolve(now);
+            }
+        }
     }
 
     fn settle(&mut self, now: Instant) {
@@ -592,11 +588,7 @@ impl Handler<Resolved> for ServerLink {
     type Return = ();
 
     async fn handle(&mut self, resolved: Resolved, _: &mut Context<Self>) {
-        match resolved {
-            Resolved::Name(index, found) => self.resolved(index, found, Instant::now()),
-            Resolved::Again if self.core.is_attached() => self.schedule_resolve(RESOLVE_AGAIN),
-            Resolved::Again => self.resolve(),
-        }
+        self.resolved(resolved, Instant::now());
     }
 }
 
@@ -625,7 +617,7 @@ impl Handler<UnderlayChanged> for ServerLink {
             redial.cast(Redial);
         }
         if moved && !self.core.is_attached() {
-            self.resolve();
+            self.resolve(now);
         }
     }
 }

@@ -11,17 +11,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use smol::channel::{self, Receiver, Sender};
-use smol::lock::OnceCell;
 use smol::{Executor, Task, Timer, future};
 use xtra::Mailbox;
 
 use super::ext::{Service, StopReason, cast};
+use crate::io::clock::unix_time;
 use crate::messages::ping::Ping;
 use crate::proto::backoff::Backoff;
 
@@ -32,8 +32,6 @@ pub struct Supervisor(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     children: Mutex<Vec<Child>>,
-    /// Set once, by the first actor whose stop ends the node. Tasks hold this and not `Shared`, which holds them.
-    ended: Arc<OnceCell<StopReason>>,
 }
 
 /// The supervisor's side of one actor.
@@ -99,8 +97,6 @@ pub enum Action {
     Restart,
     /// Leave it stopped; the node goes on without.
     Stop,
-    /// The node cannot go on without it.
-    EndNode,
 }
 
 /// One actor as `status` shows it.
@@ -151,12 +147,6 @@ pub struct UnknownActor(pub String);
 impl Policy {
     /// Restarts after every stop that was not requested.
     pub const RESTART: Self = Self::table("restart", |_| Action::Restart);
-
-    /// As `RESTART`, except that the node ends when the actor's device is gone.
-    pub const ESSENTIAL: Self = Self::table("restart; the node ends when the device is gone", |reason| match reason {
-        StopReason::DeviceGone(_) => Action::EndNode,
-        StopReason::Requested | StopReason::Failed(_) | StopReason::Panicked(_) => Action::Restart,
-    });
 
     /// A policy by a table from reason to action, and that table in words. Three restarts in ten seconds come at
     /// once, the next after a back-off.
@@ -219,7 +209,7 @@ impl Supervisor {
             #[cfg(not(any(debug_assertions, feature = "fault-injection")))]
             _fault: fault,
         };
-        let task = executor.spawn(cradle.supervise(Arc::clone(&self.0.ended)));
+        let task = executor.spawn(cradle.supervise());
         let mailbox = address.clone();
         let pulse = Pulse {
             // One that a full mailbox refuses stays unanswered, as it should.
@@ -279,11 +269,6 @@ impl Supervisor {
         children.iter().all(well)
     }
 
-    /// Waits until an actor stops that the node cannot go on without.
-    pub async fn node_ended(&self) -> StopReason {
-        self.0.ended.wait().await.clone()
-    }
-
     /// Stops all actors, the last started first, each when the one before has said its goodbyes.
     ///
     /// Those still at it when their share of the deadline is over are dropped; their names are returned.
@@ -312,12 +297,6 @@ impl Supervisor {
             }
         }
         dropped
-    }
-
-    /// Makes a running actor panic, to see it restarted.
-    #[cfg(any(debug_assertions, feature = "fault-injection"))]
-    pub fn inject_panic(&self, name: &str) -> Result<(), UnknownActor> {
-        self.inject(name, Fault::Panic)
     }
 
     /// Makes a running actor panic or hang.
@@ -417,13 +396,13 @@ impl Record {
 
     fn stopped(&self, reason: &StopReason, action: Action) {
         let mut life = self.life();
-        life.last_stop = Some(LastStop { reason: reason.to_string(), at: unix_seconds() });
+        life.last_stop = Some(LastStop { reason: reason.to_string(), at: unix_time().as_secs() });
         match action {
             Action::Restart => {
                 life.state = ActorState::Restarting;
                 life.restarts += 1;
             }
-            Action::Stop | Action::EndNode => life.state = ActorState::Stopped,
+            Action::Stop => life.state = ActorState::Stopped,
         }
     }
 }
@@ -441,7 +420,7 @@ struct Cradle<A, F> {
 }
 
 impl<A: Service, F: FnMut() -> A + Send> Cradle<A, F> {
-    async fn supervise(mut self, ended: Arc<OnceCell<StopReason>>) {
+    async fn supervise(mut self) {
         let record = Arc::clone(&self.record);
         let mut pace = Pace::new(&record.policy);
         loop {
@@ -463,12 +442,6 @@ impl<A: Service, F: FnMut() -> A + Send> Cradle<A, F> {
                 }
                 Action::Stop => {
                     log::debug!("{} {reason}", record.name);
-                    return;
-                }
-                Action::EndNode => {
-                    log::error!("{} {reason}; the node cannot go on without it", record.name);
-                    // The first to end the node names the reason.
-                    let _ = ended.set(reason).await;
                     return;
                 }
             }
@@ -594,10 +567,6 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
 }
 
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 struct In(Duration);
 
 impl fmt::Display for In {
@@ -656,7 +625,7 @@ mod tests {
         let mut times = Vec::new();
         for round in 1..=100 {
             let begun = Instant::now();
-            lab.supervisor.inject_panic("worker").unwrap();
+            lab.supervisor.inject("worker", Fault::Panic).unwrap();
             until("the restart", || {
                 let status = lab.supervisor.status().remove(0);
                 status.restarts == round && status.state == ActorState::Running
@@ -676,7 +645,7 @@ mod tests {
         let (address, births) = lab.start(Policy::RESTART);
         for round in 1..=4 {
             until("a running actor", || lab.state("worker") == ActorState::Running);
-            lab.supervisor.inject_panic("worker").unwrap();
+            lab.supervisor.inject("worker", Fault::Panic).unwrap();
             until("the panic", || lab.supervisor.status()[0].restarts == round);
         }
         let fourth = Instant::now();
@@ -685,7 +654,6 @@ mod tests {
         let waited = fourth.elapsed();
         assert!((Duration::from_millis(60)..SOON).contains(&waited), "waited {waited:?}");
         assert_eq!(births.load(SeqCst), 5);
-        assert!(lab.supervisor.node_ended().now_or_never().is_none());
     }
 
     #[test]
@@ -700,7 +668,6 @@ mod tests {
         drop(tenancy);
         assert_eq!(lab.supervisor.status().len(), 1);
         until("its end", || !address.is_connected());
-        assert!(lab.supervisor.node_ended().now_or_never().is_none());
     }
 
     #[test]
@@ -714,7 +681,7 @@ mod tests {
         let status = lab.supervisor.status();
         let seen: Vec<_> = status.iter().map(|row| (row.name.as_str(), row.state)).collect();
         assert_eq!(seen, [("worker", ActorState::Stopped), ("worker#2", ActorState::Stopped)]);
-        assert_eq!(lab.supervisor.inject_panic("worker"), Err(UnknownActor("worker".to_owned())));
+        assert_eq!(lab.supervisor.inject("worker", Fault::Panic), Err(UnknownActor("worker".to_owned())));
     }
 
     #[test]
@@ -764,25 +731,22 @@ mod tests {
         let lab = Lab::new();
         let (address, births) = lab.start(Policy::RESTART);
         smol::block_on(call(&address, FallAtTheEnd, SOON)).unwrap();
-        lab.supervisor.inject_panic("worker").unwrap();
+        lab.supervisor.inject("worker", Fault::Panic).unwrap();
         until("a second life", || births.load(SeqCst) == 2);
         assert_eq!(smol::block_on(call(&address, Double(4), SOON)), Ok(8));
     }
 
     #[test]
-    fn an_essential_actor_without_its_device_ends_the_node_and_another_is_restarted() {
+    fn an_actor_without_its_device_is_restarted_where_its_policy_does_not_say_else() {
         let lab = Lab::new();
         let (plain, births) = lab.start(Policy::RESTART);
         smol::block_on(call(&plain, LoseDevice, SOON)).unwrap();
         until("a second life", || births.load(SeqCst) == 2);
-        assert!(lab.supervisor.node_ended().now_or_never().is_none());
 
-        let (essential, _) = lab.start(Policy::ESSENTIAL);
-        smol::block_on(call(&essential, LoseDevice, SOON)).unwrap();
-        let reason = smol::block_on(lab.supervisor.node_ended());
-        assert_eq!(reason, StopReason::DeviceGone("eps0".to_owned()));
+        let (stopping, _) = lab.start(Policy::table("stop", |_| Action::Stop));
+        smol::block_on(call(&stopping, LoseDevice, SOON)).unwrap();
         until("the actor to stop", || lab.state("worker#2") == ActorState::Stopped);
-        assert_eq!(smol::block_on(call(&essential, Double(1), SOON)), Err(CallError::Gone { actor: "worker" }));
+        assert_eq!(smol::block_on(call(&stopping, Double(1), SOON)), Err(CallError::Gone { actor: "worker" }));
     }
 
     #[test]
@@ -797,7 +761,7 @@ mod tests {
     #[test]
     fn the_status_of_an_actor_survives_json() {
         let lab = Lab::new();
-        let (address, _) = lab.start(Policy::ESSENTIAL);
+        let (address, _) = lab.start(Policy::RESTART);
         let _ = smol::block_on(call(&address, Fall, SOON));
         let mut status = Vec::new();
         until("the restart", || {

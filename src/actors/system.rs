@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -17,12 +17,12 @@ use xtra::{Address, Mailbox};
 
 use super::client::{ClientShared, Ending, EventLog, SavedNetwork, next_boot, node_key};
 use super::cloud::{CloudShared, CloudViews};
-use super::cloud_bridge::{CloudBridge, CloudPort};
+use super::cloud_bridge::{BridgeState, CloudBridge, CloudPort};
 use super::cloud_path::CloudEgress;
 use super::cloud_system::{cloud_uplinks, wire_ends};
 use super::control::Control;
 use super::coordinator::{Coordinator, CoordinatorCasts, ServerShared, pool};
-use super::datapath::{Egress, HintBudget, Ingress, IngressCasts, Views};
+use super::datapath::{Egress, Ingress, IngressCasts, Views, hint_budget};
 use super::ext::{Caster, cast};
 use super::mac_learning::MacLearning;
 use super::metrics::Metrics;
@@ -49,6 +49,7 @@ use crate::config::{CLIENT_LIVE, ClientConfig, ConfigError, SERVER_LIVE, ServerC
 use crate::counters::Counters;
 use crate::ids::{NetworkId, UplinkId};
 use crate::io::batch::SendBatch;
+use crate::io::clock::unix_time;
 use crate::io::control_socket::ControlListener;
 use crate::io::files::{FileError, StateDir};
 use crate::io::http::PageListener;
@@ -59,14 +60,15 @@ use crate::io::store::SqliteStore;
 use crate::io::tap::{Tap, TapConfig};
 use crate::io::tap_slot::TapSlot;
 use crate::io::tcp::{TcpListen, TcpTx};
+pub(super) use crate::io::udp::SOCKET_BUFFER;
 use crate::io::udp::{BindError, UdpUplink};
 use crate::io::uplinks::Uplinks;
 use crate::logging;
 use crate::messages::coordinator::Reconfigure;
-use crate::messages::peer_table::Neighbour;
+use crate::messages::mac_learning::Moved;
+use crate::messages::peer_table::{Neighbour, Want};
 use crate::messages::server_link::MappingChanged;
 use crate::proto::crypto::{Trust, enrol_mac1_key, mac1_key};
-use crate::proto::fdb::STATION_AGE;
 use crate::proto::gateway::Wish;
 use crate::proto::link::no_psk;
 use crate::proto::noise::Identity;
@@ -82,12 +84,8 @@ use crate::wire::natpmp::Transport;
 pub(super) const MAILBOX: usize = 1024;
 /// Messages of an edge actor, which gets few.
 pub(super) const EDGE_MAILBOX: usize = 64;
-/// Socket buffers asked for: a burst of 64 KiB super-frames must fit several times.
-pub(super) const SOCKET_BUFFER: usize = 8 << 20;
 /// Of a socket that gets a question now and then.
 const SMALL_BUFFER: usize = 256 << 10;
-/// After which a peer of a bridged ethcloud that says nothing is none any more; the manual's default.
-const CLOUD_PEER_TIMEOUT: Duration = Duration::from_secs(1800);
 /// All goodbyes must be said within this, to end within a second.
 const STOP_WITHIN: Duration = Duration::from_millis(700);
 
@@ -160,8 +158,7 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
     }
     let secret = node_key(&state, "node.key")?;
     let key = Identity::from_secret(secret.clone()).public;
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let boot = next_boot(&state, unix);
+    let boot = next_boot(&state, unix_time().as_secs());
     let counters = Arc::new(Counters::default());
     let uplinks = client_uplinks(&config, &state, &counters)?;
     let now = Instant::now();
@@ -226,15 +223,17 @@ fn client_shared(mut config: ClientConfig, state: StateDir) -> Result<(Arc<Clien
 fn client_cloud(shared: &Arc<ClientShared>, listen: SocketAddr) -> Result<Arc<CloudShared>> {
     let counters = &shared.views.counters;
     let uplinks = cloud_uplinks(listen, counters)?;
-    let views = CloudViews::new(shared.config.cloud_token, shared.started, counters.clone());
+    let views = CloudViews::new(shared.config.cloud_token, shared.started, counters.clone(), true);
+    let state = BridgeState::new(shared.key, shared.views.own.clone(), shared.started);
     let told = Arc::downgrade(shared);
     Ok(Arc::new(CloudShared {
         views,
         uplinks,
         slot: shared.slot.clone(),
         connect: shared.config.cloud_connect.clone(),
-        peer_timeout: CLOUD_PEER_TIMEOUT,
-        mac_timeout: STATION_AGE,
+        peer_timeout: shared.config.cloud_peer_timeout,
+        mac_timeout: shared.config.cloud_mac_timeout,
+        bridge: Some(Arc::new(state)),
         say: Arc::new(move |kind, text, now| {
             if let Some(shared) = told.upgrade() {
                 shared.events.say_limited(kind, text, now);
@@ -337,17 +336,12 @@ fn wire_client(
     }
 
     let want = Caster::new(peers.clone(), counters.clone());
-    if let Some(cloud) = shared.cloud.get() {
-        let (lent, want) = (shared.clone(), want.clone());
-        wire_ends(cloud, supervisor, threads, move || {
-            let mesh = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx());
-            Some(CloudBridge::new(lent.views.clone(), mesh))
-        });
-    }
-    let lent = shared.clone();
+    let moved = Caster::new(fdb.clone(), counters.clone());
+    let port = wire_bridge(shared, supervisor, threads, &want, moved);
+    let (lent, to_cloud) = (shared.clone(), port.clone());
     let factory = move || {
-        let egress = Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx())
-            .with_cloud(cloud_port(&lent));
+        let egress =
+            Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx()).with_cloud(to_cloud());
         let device = tap_config(&lent.config);
         let (counters, map) = (lent.views.counters.clone(), lent.map_version.clone());
         TapReader::new(lent.slot.clone(), lent.lease.clone(), map, device, egress, counters, lent.end.clone())
@@ -375,10 +369,15 @@ fn wire_client(
         learn: Caster::new(fdb, counters.clone()),
     };
     let key = mac1_key(&shared.key, &no_psk());
+    // Whichever socket a frame comes by, it may go on to the cloud.
+    let ingress = move |lent: &ClientShared| {
+        Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key).with_cloud(port())
+    };
     if let Some(tcp) = shared.uplinks.tcp() {
-        let (lent, casts, connected) = (shared.clone(), casts.clone(), Caster::new(server.clone(), counters.clone()));
+        let (lent, ingress, connected) =
+            (shared.clone(), ingress.clone(), Caster::new(server.clone(), counters.clone()));
         let factory = move || {
-            let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key);
+            let ingress = ingress(&lent);
             TcpDial::new(tcp.clone(), Box::new(ingress), lent.views.counters.clone(), connected.clone())
         };
         supervisor.supervise(&threads.data, dial_mailbox, factory, Policy::RESTART);
@@ -390,12 +389,9 @@ fn wire_client(
         let (Some(lent), (address, mailbox)) = (lent.upgrade(), Mailbox::<UdpPath>::bounded(EDGE_MAILBOX)) else {
             return Box::new(());
         };
-        let (casts, counters) = (casts.clone(), lent.views.counters.clone());
-        let factory = move || {
-            let ingress = Ingress::new(lent.views.clone(), lent.uplinks.clone(), casts.clone(), lent.slot.tx(), key)
-                .with_cloud(cloud_port(&lent));
-            UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress)))
-        };
+        let (ingress, counters) = (ingress.clone(), lent.views.counters.clone());
+        let factory =
+            move || UdpPath::new(uplink.clone(), counters.clone(), Reception::Client(Box::new(ingress(&lent))));
         Box::new((supervised.supervise_while(&data, mailbox, factory, Policy::RESTART), address))
     }));
 
@@ -437,10 +433,30 @@ fn wire_client(
     sampler
 }
 
-/// The way to the ethcloud that a client bridges.
-fn cloud_port(shared: &ClientShared) -> Option<CloudPort> {
-    let cloud = shared.cloud.get()?;
-    Some(CloudPort::new(CloudEgress::new(cloud.views.clone(), cloud.uplinks.clone())))
+/// Wires the ethcloud that a client bridges, if it does; what makes the way there, for whoever has frames.
+fn wire_bridge(
+    shared: &Arc<ClientShared>,
+    supervisor: &Supervisor,
+    threads: &Threads,
+    want: &Caster<Want>,
+    moved: Caster<Moved>,
+) -> impl Fn() -> Option<CloudPort> + Clone + Send + Sync + 'static {
+    let wired = shared.cloud.get().and_then(|cloud| Some((cloud.clone(), cloud.bridge.clone()?)));
+    let wired = wired.map(|(cloud, state)| {
+        let (lent, want) = (shared.clone(), want.clone());
+        let mesh = move || Egress::new(lent.views.clone(), lent.uplinks.clone(), want.clone(), lent.slot.tx());
+        state.tell_with(mesh());
+        let (views, held) = (shared.views.clone(), state.clone());
+        let casts = wire_ends(&cloud, supervisor, threads, move || {
+            Some(CloudBridge::new(held.clone(), views.clone(), mesh(), moved.clone()))
+        });
+        (cloud, state, casts)
+    });
+    move || {
+        let (cloud, state, casts) = wired.as_ref()?;
+        let egress = CloudEgress::new(cloud.views.clone(), cloud.uplinks.clone());
+        Some(CloudPort::new(state.clone(), egress, casts.clone()))
+    }
 }
 
 /// The page that Prometheus reads, where one is wanted.
@@ -600,7 +616,7 @@ fn wire_server(
         control: Caster::new(to.clone(), lent.counters.clone()),
         mac1_keys,
         tcp: lent.uplinks.tcp(),
-        hints: HintBudget::default(),
+        hints: hint_budget(),
         batch: SendBatch::new(lent.uplinks.max_segments()),
         observer: Observer::new(key, lent.uplinks.clone()),
     };
@@ -828,8 +844,7 @@ impl Threads {
                     Ok(Ending::Left) | Err(_) => None,
                 }
             };
-            let given_up = async { Some(supervisor.node_ended().await.to_string()) };
-            let ended = future::or(signal, future::or(by_itself, given_up)).await;
+            let ended = future::or(signal, by_itself).await;
             if let Some(notifier) = &notifier {
                 notifier.say(&[Word::Stopping]);
             }

@@ -24,6 +24,7 @@ use crate::io::tap::{Tap, TapConfig, TapError, VNET_HEADER_LEN};
 use crate::io::tap_slot::TapSlot;
 use crate::messages::tap_reader::Configure;
 use crate::proto::peers::leased_networks;
+use crate::proto::routes::overlaps;
 use crate::wire::cert::Certificate;
 
 /// Frames read in one burst: as many as one segmented send takes.
@@ -173,10 +174,6 @@ impl TapReader {
         self.lone = frames == 1;
         result
     }
-}
-
-fn overlaps(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
 }
 
 /// The size of super-frames whose segments just fit one segmented send, so that none is left over for a second. 72

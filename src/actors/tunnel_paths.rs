@@ -36,6 +36,7 @@ pub struct TunnelPaths {
 /// A path that has to be opened, or whose name to be looked up again.
 struct Pending {
     uplink: UplinkId,
+    /// When to try. An attempt that ends without a word, because its answer got lost, is followed by another, too.
     at: Instant,
     backoff: Backoff,
     attempt: Option<Task<()>>,
@@ -110,18 +111,21 @@ impl Service for TunnelPaths {
     const NAME: &'static str = "tunnel_paths";
 
     fn next_timeout(&self) -> Option<Instant> {
-        self.pending.iter().filter(|pending| pending.attempt.is_none()).map(|pending| pending.at).min()
+        self.pending.iter().map(|pending| pending.at).min()
     }
 
     fn on_timeout(&mut self, now: Instant) {
         for place in 0..self.pending.len() {
             let uplink = self.pending[place].uplink;
-            if self.pending[place].attempt.is_some() || now < self.pending[place].at {
+            if now < self.pending[place].at {
+                continue;
+            }
+            self.pending[place].at = now + LOOK_UP;
+            if self.pending[place].attempt.as_ref().is_some_and(|attempt| !attempt.is_finished()) {
                 continue;
             }
             let socket = self.shared.sockets.load()[usize::from(uplink.0)].clone();
             if socket.is_some() && self.pending[place].last.is_none() && self.is_heard(uplink, now) {
-                self.pending[place].at = now + LOOK_UP;
                 continue;
             }
             let (pair, port) = (self.shared.config.pairs[usize::from(uplink.0)].clone(), self.shared.config.port);
@@ -134,8 +138,74 @@ impl Service for TunnelPaths {
                             .map(|remote: SocketAddr| PathOpened { uplink, socket, remote }),
                         None => open_path(uplink, &pair, port),
                     };
-                attempted.cast(Attempted { uplink, result: result.map_err(|error| error.to_string()) });
+                attempted.cast(Attempted { uplink, result });
             }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arc_swap::{ArcSwap, ArcSwapOption};
+    use xtra::Mailbox;
+
+    use super::*;
+    use crate::config::tunnel::{PathPair, TunnelConfig};
+    use crate::proto::tunnel::{End, Tunnel as Core};
+
+    fn shared() -> Arc<TunnelShared> {
+        let started = Instant::now();
+        // An address that this machine does not have (RFC 5737): every attempt fails.
+        let pair = PathPair { bind: [192, 0, 2, 1].into(), server: "127.0.0.1".into() };
+        let config = TunnelConfig {
+            end: End::Client,
+            addresses: Vec::new(),
+            listen: Vec::new(),
+            pairs: vec![pair],
+            port: 9,
+            waits: false,
+            timeout: LOOK_UP,
+            keys: None,
+            control: None,
+            scorecard: None,
+            metrics: None,
+            graphviz: None,
+        };
+        Arc::new(TunnelShared {
+            core: std::sync::Mutex::new(Core::plain(End::Client, config.timeout, started)),
+            config,
+            sockets: ArcSwap::from_pointee(vec![None]),
+            tun: ArcSwapOption::empty(),
+            view: ArcSwap::default(),
+            counters: Arc::default(),
+            events: super::super::client::EventLog::default(),
+            started,
+            end: smol::channel::bounded(1).0,
+        })
+    }
+
+    #[test]
+    fn a_path_is_tried_again_though_the_answer_of_an_attempt_got_lost() {
+        let shared = shared();
+        // Nobody will ever read what is told.
+        let (address, mailbox) = Mailbox::<TunnelPaths>::bounded(1);
+        drop(mailbox);
+        let (tunnel, mailbox) = Mailbox::<super::super::tunnel::Tunnel>::bounded(1);
+        drop(mailbox);
+        let lost = Caster::new(address, shared.counters.clone());
+        let mut paths = TunnelPaths::new(shared.clone(), Caster::new(tunnel, shared.counters.clone()), lost);
+        for attempt in 1..=3 {
+            let due = paths.next_timeout().expect("a time for the next attempt");
+            paths.on_timeout(due);
+            let begun = Instant::now();
+            while shared.counters.drops(crate::counters::DropReason::NoActor) < attempt
+                || !paths.pending[0].attempt.as_ref().is_some_and(Task::is_finished)
+            {
+                assert!(begun.elapsed() < Duration::from_secs(10), "attempt {attempt} was not made");
+                std::thread::yield_now();
+            }
+            let next = paths.next_timeout().expect("another");
+            assert!(next > due && next <= due + LOOK_UP, "{:?} after attempt {attempt}", next - due);
         }
     }
 }

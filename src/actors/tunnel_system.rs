@@ -3,9 +3,9 @@
 //! Bottom to top: tunnel_paths (a client's), tunnel (data thread), stats, metrics, control; the same supervisor, threads
 //! and outputs as for a server or a client.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::Result;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -23,12 +23,14 @@ use super::tunnel_paths::TunnelPaths;
 use crate::config::tunnel::{PathPair, TUNNEL_CONTROL, TunnelConfig};
 use crate::counters::Counters;
 use crate::ids::UplinkId;
+use crate::io::clock::unix_time;
 use crate::io::control_socket::ControlListener;
+use crate::io::names::look_up;
 use crate::io::netlink::{Netlink, NetlinkError, keep_addresses};
 use crate::io::tap::TapError;
 use crate::io::tun::Tun;
-use crate::io::udp::{BindError, UdpUplink};
-use crate::messages::tunnel::PathOpened;
+use crate::io::udp::UdpUplink;
+use crate::messages::tunnel::{PathOpened, SocketTrouble};
 use crate::proto::session::Session;
 use crate::proto::tunnel::{End, Native, PathDescription, Tunnel as Core};
 use crate::report;
@@ -59,17 +61,6 @@ pub struct TunnelView {
     pub paths: Vec<PathDescription>,
     /// Of our own protocol.
     pub session: Option<Arc<Session>>,
-}
-
-/// No socket could be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketTrouble {
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    #[error("the server {name} is not known: {source}; give its address, or mend the name resolution")]
-    Unknown { name: String, source: std::io::Error },
-    #[error("the server {name} has no address of the family of {bind}")]
-    OtherFamily { name: String, bind: IpAddr },
 }
 
 /// The device cannot be made or set up.
@@ -108,8 +99,8 @@ pub async fn open_device(config: &TunnelConfig) -> Result<Tun, DeviceTrouble> {
 pub fn resolve(pair: &PathPair, port: u16) -> Result<SocketAddr, SocketTrouble> {
     let name = &pair.server;
     let unknown = |source| SocketTrouble::Unknown { name: name.clone(), source };
-    let mut found = (name.as_str(), port).to_socket_addrs().map_err(unknown)?;
-    found.find(|addr| addr.is_ipv4() == pair.bind.is_ipv4()).ok_or_else(|| {
+    let found = look_up(name, port).map_err(unknown)?;
+    found.into_iter().find(|addr| addr.is_ipv4() == pair.bind.is_ipv4()).ok_or_else(|| {
         let (name, bind) = (name.clone(), pair.bind);
         SocketTrouble::OtherFamily { name, bind }
     })
@@ -210,7 +201,7 @@ fn shared(config: TunnelConfig) -> Result<(Arc<TunnelShared>, Receiver<Ending>)>
 fn core(config: &TunnelConfig, now: Instant) -> Core {
     let Some(keys) = &config.keys else { return Core::plain(config.end, config.timeout, now) };
     // Above that of every earlier start, as long as the clock goes forward; nothing is kept on disk.
-    let boot = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let boot = unix_time().as_micros();
     let boot = u64::try_from(boot).unwrap_or(u64::MAX);
     let native = Native::new(config.end, keys, boot, usize::from(config.mtu()), rand::random(), now);
     Core::native(native, config.timeout, now)

@@ -11,7 +11,7 @@ use futures_lite::future;
 use xtra::{Actor, Mailbox};
 
 use super::cloud_path::CloudIngress;
-use super::datapath::{HintBudget, Ingress};
+use super::datapath::Ingress;
 use super::ext::{Caster, Service, StopReason};
 use super::observer::Observer;
 use crate::counters::{Counters, DropReason, add};
@@ -24,6 +24,7 @@ use crate::messages::coordinator::{MemberControl, MemberInbound};
 use crate::proto::crypto::{mac16, same_mac};
 use crate::proto::relaying::RelayView;
 use crate::proto::session::Epoch;
+use crate::proto::source_budget::SourceBudget;
 use crate::view::MemberView;
 use crate::wire::handshake::{HandshakeView, Hint, HintReason};
 use crate::wire::header::{Kind, SealedHeader};
@@ -49,7 +50,7 @@ pub struct ServerIngress {
     pub mac1_keys: ([u8; 32], [u8; 32]),
     /// Told which connections have shown that they know a session.
     pub tcp: Option<crate::io::tcp::TcpTx>,
-    pub hints: HintBudget,
+    pub hints: SourceBudget,
     pub batch: SendBatch,
     pub observer: Observer,
 }
@@ -102,7 +103,7 @@ impl ServerIngress {
                 let header = SealedHeader::parse(datagram)?;
                 let members = self.members.load();
                 let Some(session) = members.sessions.get(&header.receiver) else {
-                    if !is_observer && self.hints.take(from.addr.ip(), self.epoch.ms(now)) {
+                    if !is_observer && self.hints.take(from.addr.ip(), self.epoch.ms(now) / 1000) {
                         let (index, counter) = (header.receiver, header.counter);
                         let hint = Hint { reason: HintReason::NoSession, index, counter };
                         add(&self.counters.hints_sent, 1);

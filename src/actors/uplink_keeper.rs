@@ -13,8 +13,9 @@ use super::client::ClientShared;
 use super::ext::{Caster, Service, StopReason, answers_pings};
 use crate::config::Uplink;
 use crate::ids::UplinkId;
-use crate::io::netlink::{InterfaceAddress, Netlink, NetlinkWatch};
-use crate::io::udp::UdpUplink;
+use crate::io::follow::Following;
+use crate::io::netlink::{InterfaceAddress, Netlink, NetlinkError};
+use crate::io::udp::{SOCKET_BUFFER, UdpUplink};
 use crate::io::uplinks::Uplinks;
 use crate::messages::peer_table::UplinksChanged;
 use crate::messages::uplink_keeper::AddressesSeen;
@@ -23,8 +24,6 @@ use crate::proto::uplink_choice::{Place, Wanted, wanted};
 
 /// Changes of addresses come in bursts; an uplink that went is missed no later than this.
 const SETTLE: Duration = Duration::from_millis(20);
-/// As for the first sockets.
-const SOCKET_BUFFER: usize = 8 << 20;
 
 /// What the sockets that are there were made for; only the keeper writes it.
 pub type Held = Arc<Mutex<Vec<Wanted>>>;
@@ -112,39 +111,28 @@ fn name(wanted: &Wanted) -> String {
     wanted.device.as_ref().map_or_else(|| wanted.addr.to_string(), |(device, _)| format!("{device} ({family})"))
 }
 
-async fn places(netlink: &Netlink) -> Option<Vec<Place>> {
-    let addresses = match netlink.addresses().await {
-        Ok(addresses) => addresses,
-        Err(error) => {
-            log::debug!("addresses of this machine: {error}");
-            return None;
-        }
-    };
+async fn places(netlink: &Netlink) -> Result<Vec<Place>, NetlinkError> {
+    let addresses = netlink.addresses().await?;
     let here = addresses.into_iter().filter(|address| address.is_up() && address.is_usable());
     let place = |InterfaceAddress { name, ifindex, addr, .. }| Place {
         device: name,
         ifindex,
         addr: IpAddr::to_canonical(&addr),
     };
-    Some(here.map(place).collect())
+    Ok(here.map(place).collect())
 }
 
 impl Actor for UplinkKeeper {
     type Stop = StopReason;
 
     async fn started(&mut self, _: &Mailbox<Self>) -> Result<(), StopReason> {
-        let netlink = Netlink::open().map_err(|error| StopReason::Failed(error.to_string()))?;
-        let watch = NetlinkWatch::open().map_err(|error| StopReason::Failed(error.to_string()))?;
+        let mut network = Following::begin();
         let own = self.own.clone();
         self.watch = Some(smol::spawn(async move {
             loop {
+                let netlink = network.changed().await;
                 // What cannot be read says nothing of what is there.
-                if let Some(places) = places(&netlink).await {
-                    own.cast(AddressesSeen(places));
-                }
-                if watch.changed().await.is_err() {
-                    return;
-                }
+                network.looked(places(&netlink).await.map(|places| own.cast(AddressesSeen(places))));
                 smol::Timer::after(SETTLE).await;
             }
         }));

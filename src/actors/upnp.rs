@@ -12,8 +12,9 @@ use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::client::seed;
 use super::ext::{Caster, Service, StopReason};
+use crate::io::follow::Following;
 use crate::io::gateway::{GatewaySocket, GroupSocket, exchange};
-use crate::io::netlink::{Netlink, NetlinkWatch, source_towards};
+use crate::io::netlink::{Netlink, NetlinkError, RouteEntry, source_towards};
 use crate::messages::server_link::MappingChanged;
 use crate::messages::upnp::{Fetched, Heard, PlaceIs};
 use crate::proto::crypto::Secret32;
@@ -182,23 +183,15 @@ impl Upnp {
     /// Follows the default route; what it is comes back as a message.
     fn follow(&mut self) {
         let (tell, shared) = (self.casts.place.clone(), self.shared.clone());
-        let netlink = match Netlink::open() {
-            Ok(netlink) => netlink,
-            Err(error) => {
-                log::debug!("the default route is not known: {error}");
-                tell.cast(PlaceIs(None));
-                return;
-            }
-        };
-        let watch = NetlinkWatch::open();
+        let mut network = Following::begin();
+        if !network.is_open() {
+            // Nobody is to wait for a gateway meanwhile.
+            tell.cast(PlaceIs(None));
+        }
         self.watch = Some(smol::spawn(async move {
             loop {
-                let place = look(&netlink, &shared).await;
-                tell.cast(PlaceIs(place));
-                let Ok(watch) = &watch else { return };
-                if watch.changed().await.is_err() {
-                    return;
-                }
+                let netlink = network.changed().await;
+                network.looked(look(&netlink, &shared).await.map(|place| tell.cast(PlaceIs(place))));
                 Timer::after(SETTLE).await;
             }
         }));
@@ -277,14 +270,11 @@ async fn fetch(id: u64, to: SocketAddrV4, request: Vec<u8>) -> Fetched {
 }
 
 /// The gateway of the default route over IPv4 that the kernel prefers, and our address towards it.
-async fn look(netlink: &Netlink, shared: &UpnpShared) -> Option<Place> {
-    let routes = match netlink.routes().await {
-        Ok(routes) => routes,
-        Err(error) => {
-            log::debug!("routes of this machine: {error}");
-            return None;
-        }
-    };
+async fn look(netlink: &Netlink, shared: &UpnpShared) -> Result<Option<Place>, NetlinkError> {
+    Ok(place(&netlink.routes().await?, shared))
+}
+
+fn place(routes: &[RouteEntry], shared: &UpnpShared) -> Option<Place> {
     let device = (shared.device)();
     let (_, gateway, source) = routes
         .iter()

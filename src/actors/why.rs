@@ -14,7 +14,7 @@ use xtra::Address;
 use super::client::ClientShared;
 use super::ext::cast;
 use super::peer_table::PeerTable;
-use super::words::{NoPeer, ask, find, state_name, way};
+use super::words::{NoPeer, ask, find, way};
 use crate::ids::UplinkId;
 use crate::io::ask::{AskSocket, route_error, tcp_connect};
 use crate::io::netlink::{Netlink, source_towards};
@@ -94,11 +94,12 @@ async fn look_around(shared: &ClientShared) -> Surroundings {
     let (answered, kind, observed) = ask_server(place.addr).await;
     side.set(Side::UDP_ANSWERED, answered);
     (found.flags, found.mapping, found.observed) = (side.flags, kind, observed);
-    let by_udp = server.attached && !by_tcp;
-    if !answered && !by_udp {
+    if !answered {
         let connected = tcp_connect(place.addr, TCP_PATIENCE).await.is_ok();
         found.server_tcp = Some(connected);
-        if connected {
+        // While the server is spoken to by UDP, it may be that it answers strangers no more for a moment.
+        let by_udp = server.attached && !by_tcp;
+        if connected && !by_udp {
             found.mapping = Mapping::Blocked;
         }
     }
@@ -110,17 +111,25 @@ fn far_away(v4: bool) -> IpAddr {
     if v4 { IpAddr::V4([192, 0, 2, 1].into()) } else { IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)) }
 }
 
-/// Asks two ports of the server where they see a fresh socket; whether anybody answered, and what that means.
+/// Asks the server where it sees a fresh socket, and again at its second port, if the answer names one; whether
+/// anybody answered, and what that means.
 async fn ask_server(server: SocketAddr) -> (bool, Mapping, Option<SocketAddr>) {
-    let second = SocketAddr::new(server.ip(), server.port().checked_add(1).unwrap_or(server.port()));
-    let questions = [server, second].map(|to| Asked { to, how: How::PLAIN });
     let (mut sights, mut answered, mut observed) = (Vec::new(), false, None);
     for number in 0..SOCKETS {
         let Ok(socket) = AskSocket::open(server.is_ipv4()) else { break };
-        let heard = socket.round(&questions, SERVER_PATIENCE).await;
-        answered |= heard.iter().any(Option::is_some);
-        observed = observed.or(heard.iter().flatten().next().map(|heard| heard.observed));
-        sights.extend(socket.sights(number, &heard, &questions));
+        let mut next = Some(server);
+        while let Some(to) = next.take() {
+            let question = [Asked { to, how: How::PLAIN }];
+            let heard = socket.round(&question, SERVER_PATIENCE).await;
+            sights.extend(socket.sights(number, &heard, &question));
+            let Some(heard) = heard.into_iter().flatten().next() else { break };
+            (answered, observed) = (true, observed.or(Some(heard.observed)));
+            let other = heard.more.map(|tell| tell.other_port).filter(|port| *port != 0 && to == server);
+            next = other.map(|port| SocketAddr::new(server.ip(), port));
+        }
+        if !answered {
+            break;
+        }
         // One socket is enough unless its port depends on the destination.
         if mapping(&sights) != Mapping::Dependent {
             break;
@@ -160,8 +169,9 @@ pub async fn why(request: &Value, shared: &ClientShared, table: &Address<PeerTab
         online: peer.online,
         idle,
         session: peer.session.as_ref().map(|session| now.saturating_duration_since(session.born)),
-        way: peer.route.map(|route| if route.is_direct() { Way::Direct(route.endpoint.addr) } else { Way::Relay }),
+        way: peer.way().map(|route| if route.is_direct() { Way::Direct(route.endpoint.addr) } else { Way::Relay }),
         srtt: peer.srtt,
+        heard: peer.meter.heard_ms().map(|ms| now.saturating_duration_since(shared.views.epoch.at(ms))),
         server_tcp: around.server_tcp,
         cached: known.cached,
         overlap,
@@ -170,8 +180,10 @@ pub async fn why(request: &Value, shared: &ClientShared, table: &Address<PeerTab
     };
     let mut reply = tell(&facts, &judge(&facts));
     let fields = reply.as_object_mut().expect("it is one");
-    fields.insert("state".into(), state_name(&peer).into());
-    fields.insert("path".into(), peer.route.map(|route| way(&route)).into());
+    // The paths take some seconds more to be given up.
+    let is_lost = peer.session.is_some() && facts.is_silent();
+    fields.insert("state".into(), if is_lost { PeerState::Lost } else { peer.state }.word().into());
+    fields.insert("path".into(), peer.way().filter(|_| !is_lost).map(|route| way(&route)).into());
     Ok(reply)
 }
 

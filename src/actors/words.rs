@@ -20,7 +20,7 @@ use super::why::Surroundings;
 use crate::ids::Route;
 use crate::messages::peer_table::AskPeer;
 use crate::proto::asking::{Answer, Question};
-use crate::proto::peers::{PeerDescription, PeerState};
+use crate::proto::peers::PeerDescription;
 
 /// The longest that one ping may wait for its answer.
 const PING_MAX: Duration = Duration::from_secs(4);
@@ -171,8 +171,8 @@ pub async fn ping(request: &Value, shared: &ClientShared, table: &Address<PeerTa
     let mut reply = json!({
         "peer": peer.name,
         "address": peer.certificate.ip4.to_string(),
-        "state": state_name(&peer),
-        "route": peer.route.map(|route| way(&route)),
+        "state": peer.state.word(),
+        "route": peer.way().map(|route| way(&route)),
     });
     let fields = reply.as_object_mut().expect("it is one");
     match answer {
@@ -217,10 +217,10 @@ pub async fn path(request: &Value, shared: &ClientShared) -> Result<Value, Strin
     let end = Instant::now() + patience;
     loop {
         let peer = find(shared, who).map_err(|error| error.to_string())?;
-        let route = peer.route.map(|route| way(&route));
+        let route = peer.way().map(|route| way(&route));
         let changed = route.as_ref().is_some_and(|route| *route != request["known"]);
         if changed || Instant::now() >= end {
-            return Ok(json!({ "peer": peer.name, "changed": changed, "route": route, "state": state_name(&peer) }));
+            return Ok(json!({ "peer": peer.name, "changed": changed, "route": route, "state": peer.state.word() }));
         }
         Timer::after(LOOK_EVERY).await;
     }
@@ -232,16 +232,6 @@ pub fn way(route: &Route) -> Value {
         "kind": if route.is_direct() { "direct" } else { "relay" },
         "address": route.endpoint.to_string(),
     })
-}
-
-pub fn state_name(peer: &PeerDescription) -> &'static str {
-    match peer.state {
-        PeerState::Direct => "direct",
-        PeerState::Relay => "relay",
-        PeerState::Searching => "searching",
-        PeerState::Idle => "idle",
-        PeerState::Offline => "offline",
-    }
 }
 
 fn millis(value: &Value) -> Option<Duration> {

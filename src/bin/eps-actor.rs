@@ -20,13 +20,18 @@ use log::LevelFilter;
 
 fn main() -> ExitCode {
     let words = words();
-    let is_tunnel = words.get(1).is_some_and(|word| word == "tunnel");
+    let [is_tunnel, is_cloud] = ["tunnel", "cloud"].map(|name| words.get(1).is_some_and(|word| word == name));
     let arguments = match Arguments::try_parse_from(words) {
         Ok(arguments) => arguments,
         // As multi_tun says it; see `cli::tunnel`.
         Err(error) if error.use_stderr() && is_tunnel => {
             let _ = error.print();
             return ExitCode::from(tunnel::BAD_USAGE);
+        }
+        // As ethcloud has it; `error.exit` would say 2.
+        Err(error) if error.use_stderr() && is_cloud => {
+            let _ = error.print();
+            return ExitCode::FAILURE;
         }
         Err(error) => error.exit(),
     };
@@ -54,9 +59,13 @@ fn main() -> ExitCode {
 /// The command line. Called by the name of the program whose part it plays, it needs no word for that.
 fn words() -> Vec<OsString> {
     let mut words: Vec<OsString> = std::env::args_os().collect();
-    if words.first().is_some_and(|name| Path::new(name).file_name() == Some("ethcloud".as_ref())) {
-        words.insert(1, "cloud".into());
-    }
+    let name = words.first().and_then(|name| Path::new(name).file_name()?.to_str());
+    let command = match name {
+        Some("ethcloud") => "cloud",
+        Some("multi_tun") => "tunnel",
+        Some(_) | None => return words,
+    };
+    words.insert(1, command.into());
     words
 }
 

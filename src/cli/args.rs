@@ -5,7 +5,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
 use crate::config::cloud::CloudOptions;
@@ -21,7 +22,7 @@ use crate::proto::multipath::Mode;
     after_help = "\
 Examples:
   server$ sudo eps-actor server            prints the line to type at the others
-  laptop$ sudo eps-actor client --join eps://…
+  laptop$ sudo eps-actor client --join 'eps://…'
 
 Exit codes: 0 done, 1 trouble while running, 2 bad usage or configuration"
 )]
@@ -57,7 +58,7 @@ The device comes up with: ip address add 10.8.0.1/24 dev ethcloud0; ip link set 
     /// Try on this machine what the network does elsewhere, in namespaces, and clean up
     #[command(subcommand, after_help = "Example: sudo eps-actor selftest nat")]
     Selftest(SelftestCommand),
-    /// Show what a running server or client is doing
+    /// Show what the servers, clients, clouds and tunnels that run here are doing
     #[command(after_help = "Example: sudo eps-actor status --json")]
     Status(StatusArguments),
     /// List the members of the network
@@ -107,7 +108,7 @@ Exit codes: 0 UDP was answered, 1 it was not, 2 bad usage")]
     /// Look for everything that is wrong with a configuration file
     #[command(after_help = "Example: eps-actor check --config /etc/eps-actor/server.ron")]
     Check(CheckArguments),
-    /// Print the map of the network in Graphviz's DOT; at the server, or at one end of a cloud
+    /// Print the map of the network in Graphviz's DOT; at the server, or at one end of a cloud or a tunnel
     #[command(after_help = "\
 Examples:
   sudo eps-actor map --svg map.svg
@@ -413,7 +414,7 @@ pub struct KickArguments {
 
 #[derive(Debug, Args)]
 pub struct PathsArguments {
-    /// The member, as `eps-actor members` shows it [default: all]
+    /// The member: its name, its address in the network, or its id [default: all]
     pub peer: Option<String>,
     /// Use several paths so until the client ends: best, redundant-small, redundant or bonded; without a member, for all
     /// that were not named
@@ -453,8 +454,8 @@ pub struct MapArguments {
     /// Draw the map to this file as SVG, with Graphviz's program dot, which has to be installed
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Ask the server or the cloud, where both run [default: whichever runs]
-    #[arg(long)]
+    /// Ask the server, the cloud or the tunnel, where several run [default: the first of these that runs]
+    #[arg(long, value_parser = PossibleValuesParser::new(["server", "cloud", "tunnel"]).try_map(|word| Asked::from_str(&word, false)))]
     pub role: Option<Asked>,
     #[command(flatten)]
     pub socket: Socket,
@@ -487,7 +488,7 @@ pub struct InjectPanicArguments {
 /// Which of the processes on this machine to speak to.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
-    /// Ask the server, the client or the cloud, where several run [default: whichever run]
+    /// Ask the server, the client, the cloud or the tunnel, where several run [default: whichever run]
     #[arg(long)]
     pub role: Option<Asked>,
     #[command(flatten)]
@@ -500,6 +501,7 @@ pub enum Asked {
     Server,
     Client,
     Cloud,
+    Tunnel,
 }
 
 impl From<Role> for Asked {
@@ -571,6 +573,7 @@ mod tests {
             "cloud",
             "cloud -d ethcloud%d -l 0.0.0.0:3210 -t 0 -c a:1,b:2 -c c --peer-timeout 1800 --mac-timeout 300 -v",
             "status --role cloud",
+            "status --role tunnel",
             "map --role cloud",
             "demo",
             "selftest nat --kinds port,hard --json",

@@ -15,10 +15,10 @@ use crate::io::control_socket::{ControlError, request};
 #[derive(Debug, thiserror::Error)]
 pub enum NobodyAnswers {
     #[error(
-        "neither a server nor a client is running on this machine: start one with `eps-actor server` or \
-         `eps-actor client`, or name its socket with --control"
+        "no server, client, cloud or tunnel is running on this machine: start one (`eps-actor help` says how), or name \
+         its socket with --control"
     )]
-    Neither,
+    Nobody,
     #[error(
         "no server is running on this machine: start it with `eps-actor server`, or name its socket with --control"
     )]
@@ -29,6 +29,10 @@ pub enum NobodyAnswers {
     NoClient,
     #[error("no cloud is running on this machine: start it with `eps-actor cloud`, or name its socket with --control")]
     NoCloud,
+    #[error(
+        "no tunnel is running on this machine: start it with `eps-actor tunnel`, or name its socket with --control"
+    )]
+    NoTunnel,
 }
 
 /// Asks whichever processes `target` means; at least one answer, the server's first.
@@ -40,7 +44,7 @@ pub fn ask(target: &Target, question: &Value) -> anyhow::Result<Vec<Value>> {
         (None, Some(role)) => return Ok(vec![ask_role(role, None, question)?]),
         (None, None) => {
             let all = [SERVER_CONTROL, CLIENT_CONTROL, CLOUD_CONTROL, TUNNEL_CONTROL];
-            (all.map(PathBuf::from), NobodyAnswers::Neither)
+            (all.map(PathBuf::from), NobodyAnswers::Nobody)
         }
     };
     ask_all(&sockets, question, nobody)
@@ -55,6 +59,7 @@ pub fn ask_role(role: impl Into<Asked>, socket: Option<&Socket>, question: &Valu
         Asked::Server => (SERVER_CONTROL, NobodyAnswers::NoServer),
         Asked::Client => (CLIENT_CONTROL, NobodyAnswers::NoClient),
         Asked::Cloud => (CLOUD_CONTROL, NobodyAnswers::NoCloud),
+        Asked::Tunnel => (TUNNEL_CONTROL, NobodyAnswers::NoTunnel),
     };
     match request(Path::new(path), question, PATIENCE) {
         Err(ControlError::NotRunning { .. }) => Err(nobody.into()),
@@ -119,9 +124,9 @@ pub(super) mod tests {
     fn both_answer_where_both_run_and_one_where_one_runs() {
         let place = tempfile::tempdir().expect("a directory");
         let sockets = ["server.sock", "client.sock"].map(|name| place.path().join(name));
-        let ask = || ask_all(&sockets, &json!({"command": "status"}), NobodyAnswers::Neither);
+        let ask = || ask_all(&sockets, &json!({"command": "status"}), NobodyAnswers::Nobody);
         let error = ask().expect_err("nobody there").to_string();
-        assert!(error.starts_with("neither a server nor a client is running"), "{error}");
+        assert!(error.starts_with("no server, client, cloud or tunnel is running"), "{error}");
         assert_eq!(error.lines().count(), 1);
 
         stand_in(&sockets[1], json!({"role": "client"}));

@@ -195,11 +195,12 @@ pub fn start(plan: &Plan<'_>, out: &mut dyn Write) -> Result<()> {
     // Also where it runs already: with the configuration of a moment ago it should not.
     systemctl(unit, &["restart", unit])?;
     let written = std::fs::read_to_string(under(plan.root, &plan.config)).unwrap_or_default();
-    for (key, path) in closed_to_the_unit(&written) {
+    for (key, path) in closed_to_the_unit(plan.role, &written) {
         writeln!(
             out,
-            "warning: {key} is {path}, where the unit may not write; allow it with `systemctl edit {unit}`: [Service], \
-             ReadWritePaths="
+            "warning: {key} is {}, where the unit may not write: choose a place below /var/log/eps-actor, or allow it \
+             with `systemctl edit {unit}`: [Service], ReadWritePaths=, and User= if only another user may write there",
+            path.display()
         )?;
     }
     writeln!(out, "{unit} runs, and starts with the machine; `sudo eps-actor status` shows how it is")?;
@@ -226,20 +227,16 @@ pub fn unit_text(role: Role, program: &Path, config: &Path) -> String {
         )
 }
 
-/// Keys of a configuration whose paths are outside of what the shipped units may write to.
-fn closed_to_the_unit(text: &str) -> Vec<(&str, &str)> {
-    let path = |line| -> Option<(&str, &str)> {
-        let (key, rest) = str::trim(line).split_once(": \"/")?;
-        let rest = rest.split('"').next()?;
-        let path = &line[line.find('"')? + 1..][..=rest.len()];
-        let open = key == "join_file" || key.starts_with("//") || UNIT_WRITES.iter().any(|open| path.starts_with(open));
-        (!open).then_some((key, path))
-    };
-    text.lines().filter_map(path).collect()
+/// Keys of a configuration whose paths, written or meant, are outside of what the shipped units may write to.
+fn closed_to_the_unit(role: Role, text: &str) -> Vec<(&'static str, PathBuf)> {
+    // What is wrong with a file was told when it was judged.
+    let mut paths = render::written_to(role, text).unwrap_or_default();
+    paths.retain(|(_, path)| !UNIT_WRITES.iter().any(|open| path.starts_with(open)));
+    paths
 }
 
 /// The state, runtime and log directories of the units.
-const UNIT_WRITES: [&str; 3] = ["/var/lib/eps-actor/", "/run/eps-actor/", "/var/log/eps-actor/"];
+const UNIT_WRITES: [&str; 3] = ["/var/lib/eps-actor", "/run/eps-actor", "/var/log/eps-actor"];
 
 const fn unit_name(role: Role) -> &'static str {
     match role {
@@ -359,10 +356,24 @@ mod tests {
 
     #[test]
     fn a_path_that_the_unit_may_not_write_to_is_told() {
-        assert_eq!(closed_to_the_unit(&render::file(Role::Server, &[])), []);
+        let closed = |role, settings: &[(&str, &str)]| {
+            let setting = |(key, path): &(&str, &str)| ((*key).to_owned(), vec![(*path).to_owned()]);
+            let text = render::file(role, &settings.iter().map(setting).collect::<Vec<_>>());
+            let closed = closed_to_the_unit(role, &text).into_iter();
+            closed.map(|(key, path)| format!("{key} {}", path.display())).collect::<Vec<_>>()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(closed(Role::Server, &[]), none);
+        assert_eq!(closed(Role::Client, &[]), none);
         let settings = [("state", "/srv/eps"), ("scorecard", "/var/log/eps-actor/x.json")];
-        let settings = settings.map(|(key, path)| (key.to_owned(), vec![path.to_owned()]));
-        assert_eq!(closed_to_the_unit(&render::file(Role::Server, &settings)), [("state", "/srv/eps")]);
+        assert_eq!(closed(Role::Server, &settings), ["state /srv/eps"]);
+        // An empty text stands for a path that is nowhere in the file.
+        let settings = [("log", ""), ("scorecard", ""), ("graphviz", "")];
+        let expected =
+            ["scorecard /var/log/eps_server.stats", "graphviz /var/log/eps.gv", "log /var/log/eps_server.log"];
+        assert_eq!(closed(Role::Server, &settings), expected);
+        let settings = [("hosts", ""), ("log", "/var/log/eps-actor-x/log")];
+        assert_eq!(closed(Role::Client, &settings), ["hosts /etc/hosts", "log /var/log/eps-actor-x/log"]);
     }
 
     #[test]

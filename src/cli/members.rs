@@ -1,7 +1,6 @@
 //! `eps-actor members`: who is in the network. The server knows all of it; a client, what its map says.
 
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
@@ -12,6 +11,7 @@ use super::routes::cell;
 use super::status::print_cloud_peers;
 use super::table::Column::Left;
 use super::table::Table;
+use crate::io::clock::unix_time;
 use crate::scaled::Seconds;
 
 /// Asks whichever nodes are meant, and prints their members: a JSON array a line, or for eyes.
@@ -30,7 +30,7 @@ pub fn run(arguments: &MembersArguments, out: &mut dyn Write) -> anyhow::Result<
         return Ok(());
     }
     match status {
-        Status::Server(status) => print_of_server(&status, unix_seconds(), out)?,
+        Status::Server(status) => print_of_server(&status, unix_time().as_secs(), out)?,
         Status::Client(status) => print_of_client(&status, out)?,
         Status::Tunnel(_) => anyhow::bail!(NO_MEMBERS),
         Status::Cloud(status) => print_cloud_peers(&status.peers, out)?,
@@ -110,10 +110,6 @@ fn print_of_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()>
         table.row(with_routes(row, &peer.routes));
     }
     table.write(out)
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -12,6 +11,7 @@ use super::args::InjectPanicArguments;
 use super::args::{Asked, InviteArguments, KickArguments, LeaveArguments, MapArguments};
 use super::ask::{NobodyAnswers, ask_role};
 use crate::config::Role;
+use crate::io::clock::unix_time;
 use crate::io::files::write_atomic;
 use crate::scaled::Seconds;
 
@@ -28,7 +28,7 @@ pub fn invite(arguments: &InviteArguments, out: &mut dyn Write) -> anyhow::Resul
     let whom = if reply["reusable"] == json!(true) { "any number of members" } else { "one member" };
     match reply["expires_unix"].as_u64() {
         Some(end) => {
-            let left = end.saturating_sub(unix_seconds()) as f64;
+            let left = end.saturating_sub(unix_time().as_secs()) as f64;
             writeln!(out, "for {whom}, within {}; whoever has the line can join", Seconds(left))?;
         }
         None => writeln!(out, "for {whom}, without an end; whoever has the line can join")?,
@@ -56,11 +56,11 @@ pub fn map(arguments: &MapArguments, out: &mut dyn Write) -> anyhow::Result<()> 
     let question = json!({"command": "map"});
     let reply = match arguments.role {
         Some(role) => ask_role(role, Some(&arguments.socket), &question)?,
-        // A cloud where no server runs.
+        // A cloud, then a tunnel, where no server runs.
         None => ask_role(Role::Server, Some(&arguments.socket), &question).or_else(|error| {
             let no_server = matches!(error.downcast_ref(), Some(NobodyAnswers::NoServer));
-            let cloud = no_server.then(|| ask_role(Asked::Cloud, None, &question).ok()).flatten();
-            cloud.ok_or(error)
+            let others = [Asked::Cloud, Asked::Tunnel].into_iter().filter(|_| no_server);
+            others.filter_map(|role| ask_role(role, None, &question).ok()).next().ok_or(error)
         })?,
     };
     let map = text(&reply, "dot")?.trim_end();
@@ -100,30 +100,17 @@ fn draw(map: &str) -> anyhow::Result<Vec<u8>> {
 #[cfg(any(debug_assertions, feature = "fault-injection"))]
 pub fn inject_panic(arguments: &InjectPanicArguments, out: &mut dyn Write) -> anyhow::Result<()> {
     let (hang, word) = (arguments.hang, if arguments.hang { "hang" } else { "panic" });
-    let question = json!({"command": "inject_panic", "actor": actor_name(&arguments.actor), "hang": hang});
+    let question = json!({"command": "inject_panic", "actor": arguments.actor.replace('-', "_"), "hang": hang});
     for reply in super::ask::ask(&arguments.target, &question)? {
         writeln!(out, "{} will {word}", text(&reply, "injected")?)?;
     }
     Ok(())
 }
 
-#[cfg(any(debug_assertions, feature = "fault-injection"))]
-fn actor_name(written: &str) -> String {
-    let capital = |word: &str| {
-        let mut letters = word.chars();
-        letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect::<String>()
-    };
-    written.split('-').map(capital).collect()
-}
-
 fn text<'a>(reply: &'a Value, field: &str) -> anyhow::Result<&'a str> {
     reply[field]
         .as_str()
         .with_context(|| format!("the answer has no {field:?}; are this program and the node of one version?"))
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -136,7 +123,7 @@ mod tests {
 
     #[test]
     fn an_invitation_is_a_command_to_type() {
-        let reply = json!({"join": "eps://h/a/b", "expires_unix": unix_seconds() + 86_400, "reusable": false});
+        let reply = json!({"join": "eps://h/a/b", "expires_unix": unix_time().as_secs() + 86_400, "reusable": false});
         let text = run("invite", reply).expect("done");
         assert!(text.starts_with("eps-actor client --join 'eps://h/a/b'\nfor one member, within "), "{text}");
         let reply = json!({"join": "eps://h/a/b", "expires_unix": null, "reusable": true});
@@ -167,12 +154,10 @@ mod tests {
 
     #[test]
     fn actors_are_called_by_either_spelling() {
-        assert_eq!(
-            run("inject-panic peer-table", json!({"injected": "PeerTable"})).expect("done"),
-            "PeerTable will panic\n"
-        );
-        assert_eq!(actor_name("peer-table"), "PeerTable");
-        assert_eq!(actor_name("PeerTable"), "PeerTable");
+        for written in ["peer-table", "peer_table"] {
+            let text = run(&format!("inject-panic {written} --hang"), json!({"injected": "peer_table"})).expect("done");
+            assert_eq!(text, "peer_table will hang\n");
+        }
     }
 
     fn run(line: &str, reply: Value) -> anyhow::Result<String> {

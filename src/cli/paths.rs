@@ -38,6 +38,7 @@ struct Path {
     rtt_ms: Option<f64>,
     jitter_ms: Option<f64>,
     loss_percent: Option<f64>,
+    mtu: Option<u16>,
     last_proof_seconds: Option<f64>,
     rx_bytes: u64,
     tx_bytes: u64,
@@ -72,6 +73,7 @@ fn print(reply: &Reply, out: &mut dyn Write) -> anyhow::Result<()> {
             Right("round trip"),
             Right("jitter"),
             Right("loss"),
+            Right("MTU"),
             Right("last proof"),
             Right("in"),
             Right("out"),
@@ -88,6 +90,7 @@ fn print(reply: &Reply, out: &mut dyn Write) -> anyhow::Result<()> {
                     path.rtt_ms.map(|rtt| Millis(rtt).to_string()),
                     path.jitter_ms.map(|jitter| Millis(jitter).to_string()),
                     path.loss_percent.map(|loss| format!("{loss:.1} %")),
+                    path.mtu.map(|mtu| mtu.to_string()),
                     path.last_proof_seconds.map(|seconds| format!("{} ago", Seconds(seconds))),
                     Some(Bytes(path.rx_bytes).to_string()),
                     Some(Bytes(path.tx_bytes).to_string()),
@@ -117,7 +120,7 @@ mod tests {
             "peers": [
                 {"name": "bob", "mode": "redundant", "paths": [
                     {"kind": "direct", "address": "192.0.2.1:7", "uplink": "eth0", "state": "active", "rtt_ms": 1.5,
-                     "jitter_ms": 0.2, "loss_percent": 0.25, "last_proof_seconds": 1.0, "rx_bytes": 2048, "tx_bytes": 10},
+                     "jitter_ms": 0.2, "loss_percent": 0.25, "mtu": 1500, "last_proof_seconds": 1.0, "rx_bytes": 2048, "tx_bytes": 10},
                     {"kind": "relay", "address": "198.51.100.1:43439", "state": "standby", "rx_bytes": 0, "tx_bytes": 0},
                 ]},
                 {"name": "cleo", "mode": "best", "paths": []},
@@ -129,7 +132,7 @@ mod tests {
         let text = String::from_utf8(text).expect("text");
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 5, "{text}");
-        for part in ["bob", "redundant", "direct 192.0.2.1:7", "eth0", "active", "0.2 %"] {
+        for part in ["bob", "redundant", "direct 192.0.2.1:7", "eth0", "active", "0.2 %", "1500"] {
             assert!(lines[1].contains(part), "{part}: {text}");
         }
         assert!(

@@ -30,8 +30,8 @@ pub struct ClientStatus {
     pub nat: Nat,
     pub routing: Routing,
     pub peers: Vec<Peer>,
-    /// Of the ethcloud that it bridges, where it does.
-    pub cloud: Option<Vec<CloudPeer>>,
+    /// The port to the ethcloud that it bridges, where it does.
+    pub cloud: Option<CloudPort>,
     pub counters: BTreeMap<String, f64>,
     pub actors: Vec<Actor>,
     pub events: Vec<String>,
@@ -151,7 +151,7 @@ pub struct Peer {
     pub address6: Option<String>,
     pub mac: String,
     pub online: bool,
-    /// `direct`, `relay`, `searching`, `idle` or `offline`.
+    /// `direct`, `relay`, `searching`, `lost`, `idle` or `offline`.
     pub state: String,
     pub path: Option<String>,
     pub rtt_ms: Option<f64>,
@@ -315,10 +315,25 @@ pub struct CloudNode {
     pub stations: u64,
 }
 
+/// The port of a member that bridges an ethcloud.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct CloudPort {
+    /// In a word: `open`, `waiting`, `held back`, `no right`.
+    pub state: String,
+    pub held_for: Option<String>,
+    pub listen: Vec<String>,
+    pub connect: Vec<String>,
+    pub stations: u64,
+    pub peers: Vec<CloudPeer>,
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct CloudPeer {
     pub address: String,
+    /// Of the same node.
+    pub also: Vec<String>,
     pub connected_seconds: f64,
     pub last_heard_seconds: Option<f64>,
     pub rx_bytes: u64,

@@ -2,13 +2,15 @@
 //! at the end in sentences what is not as it should be.
 
 use std::io::{self, Write};
+use std::iter::once;
 
 use serde_json::json;
 
 use super::args::StatusArguments;
 use super::ask::ask;
 use super::reply::{
-    Actor, ClientStatus, CloudPeer, CloudStatus, Gateway, Lease, Nat, Peer, PortMapping, ServerStatus, Status,
+    Actor, ClientStatus, CloudPeer, CloudPort, CloudStatus, Gateway, Lease, Nat, Peer, PortMapping, ServerStatus,
+    Status,
 };
 use super::table::Column::{Left, Right};
 use super::table::Table;
@@ -72,9 +74,11 @@ fn print_client(status: &ClientStatus, out: &mut dyn Write) -> io::Result<()> {
     print_nat(&status.nat, out)?;
     super::routes::print(&status.routing, out)?;
     print_peers(&status.peers, out)?;
-    if let Some(peers) = &status.cloud {
-        writeln!(out, "\nbridged cloud: {}", count(peers.len() as u64, "peer"))?;
-        print_cloud_peers(peers, out)?;
+    if let Some(port) = &status.cloud {
+        let (peers, stations) = (count(port.peers.len() as u64, "peer"), count(port.stations, "station"));
+        let facts = joined([Some(port.state.as_str()), Some(&peers), Some(&stations)]);
+        writeln!(out, "\nbridged cloud, listening on {}: {facts}", port.listen.join(" and "))?;
+        print_cloud_peers(&port.peers, out)?;
     }
     print_actors(&status.actors, out)?;
     print_lines("lately", status.events.iter().rev().take(EVENTS).rev(), out)?;
@@ -200,7 +204,7 @@ pub(super) fn print_cloud_peers(peers: &[CloudPeer], out: &mut dyn Write) -> io:
     let mut table = Table::new(columns);
     for peer in peers {
         table.row(vec![
-            Some(peer.address.clone()),
+            Some(once(&peer.address).chain(&peer.also).map(String::as_str).collect::<Vec<_>>().join(", ")),
             Some(Seconds(peer.connected_seconds).to_string()),
             peer.last_heard_seconds.map(|seconds| format!("{} ago", Seconds(seconds))),
             Some(peer.stations.to_string()),
@@ -313,11 +317,34 @@ fn client_notes(status: &ClientStatus) -> Vec<String> {
     if let Some(names) = in_state("searching") {
         notes.push(format!("no path yet to {names}"));
     }
+    if let Some(names) = in_state("lost") {
+        notes.push(format!("answered before, and does by no way any more: {names} (`eps-actor why NAME` says more)"));
+    }
     if let Some(names) = in_state("relay") {
         notes.push(format!("reached through the server, not directly: {names}"));
     }
+    notes.extend(status.cloud.iter().filter_map(cloud_note));
     notes.extend(actor_notes(&status.actors));
     notes
+}
+
+/// Why nothing crosses between the network and the cloud that is bridged.
+fn cloud_note(port: &CloudPort) -> Option<String> {
+    match port.state.as_str() {
+        "no right" => Some(
+            "nothing crosses between the cloud and the network: this member has no right to bridge; give it at the server \
+             with --member NAME,bridge"
+                .to_owned(),
+        ),
+        "held back" => {
+            let other = port.held_for.as_deref().unwrap_or("another member");
+            Some(format!("{other} bridges the cloud; this member would in its place"))
+        }
+        _ if port.peers.is_empty() && !port.connect.is_empty() => {
+            Some(format!("nobody answers for the cloud at {}", port.connect.join(", ")))
+        }
+        _ => None,
+    }
 }
 
 /// What is not as it should be at a server, in sentences.
@@ -419,6 +446,9 @@ lately:
         reply["server"]["last_contact_seconds"] = json!(12.2);
         reply["peers"][0]["state"] = json!("relay");
         reply["peers"][1]["state"] = json!("searching");
+        let mut gone = reply["peers"][1].clone();
+        (gone["name"], gone["state"]) = (json!("attic"), json!("lost"));
+        reply["peers"].as_array_mut().expect("a list").push(gone);
         reply["actors"][0]["restarts"] = json!(2);
         reply["actors"][0]["last_stop"] = json!("panicked: oh");
         let text = printed(&reply);
@@ -426,6 +456,7 @@ lately:
             text.ends_with(
                 "\nhealth:\n  not connected to the server for 12 s; peers stay reachable\n  \
                  no path yet to printer\n  \
+                 answered before, and does by no way any more: attic (`eps-actor why NAME` says more)\n  \
                  reached through the server, not directly: nas\n  \
                  TapReader was restarted 2 times: panicked: oh\n"
             ),

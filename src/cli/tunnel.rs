@@ -3,22 +3,22 @@
 //! Its exit codes are multi_tun's as well: 255 for options that cannot be, 0 with one line when no socket can be had. With
 //! `--native`, which that program has not, and for everything else they are those of all commands.
 
-use std::fs;
-use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, ArgGroup, Args};
 use log::LevelFilter;
-use zeroize::Zeroizing;
 
 use crate::actors::supervisor;
-use crate::actors::tunnel_system::{SocketTrouble, run_tunnel};
+use crate::actors::tunnel_system::run_tunnel;
+use crate::config::outputs::MetricsAddress;
 use crate::config::tunnel::{PAIRS_MAX, PathPair, TUNNEL_TIMEOUT_SECONDS, TunnelConfig};
 use crate::config::{LogSettings, ScorecardFormat};
+use crate::io::files::read_private;
 use crate::logging;
+use crate::messages::tunnel::SocketTrouble;
 use crate::proto::tunnel::{End, Keys, SECRET_MIN};
 
 /// The exit code of multi_tun for arguments it does not take.
@@ -69,15 +69,15 @@ pub struct TunnelArguments {
     #[arg(long, value_name = "FILE")]
     pub scorecard: Option<PathBuf>,
     /// Format of the scorecard: json, prom or classic [default: prom for a file that ends in .prom, else json]
-    #[arg(long, value_name = "FORMAT", value_parser = format, requires = "scorecard")]
+    #[arg(long, value_name = "FORMAT", value_parser = ScorecardFormat::from_str, requires = "scorecard")]
     pub scorecard_format: Option<ScorecardFormat>,
     /// Address to serve metrics on over HTTP, for Prometheus; a port alone is of 127.0.0.1
-    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = page)]
-    pub metrics: Option<SocketAddr>,
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = MetricsAddress::from_str)]
+    pub metrics: Option<MetricsAddress>,
     /// File a Graphviz map of the paths is written to every 5 minutes, and when they change
     #[arg(long, value_name = "FILE")]
     pub graphviz: Option<PathBuf>,
-    /// Log error, warn, info, debug or trace and what is graver
+    /// How much to log: error (the least), warn, info, debug or trace (everything)
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = super::args::level)]
     pub log_level: LevelFilter,
     /// Print help
@@ -102,6 +102,9 @@ pub fn run(arguments: TunnelArguments) -> anyhow::Result<u8> {
         Err(BadUsage(why)) => return Ok(say(&why, BAD_USAGE)),
     };
     log::info!("{}", told(&arguments));
+    if let Some(warning) = arguments.metrics.and_then(MetricsAddress::warning) {
+        log::warn!("{warning}");
+    }
     let plain = config.keys.is_none();
     match run_tunnel(config) {
         // So does multi_tun, and whoever starts it may count on that.
@@ -164,52 +167,24 @@ fn check(arguments: &TunnelArguments) -> Result<TunnelConfig, BadUsage> {
         keys: arguments.secret_file.as_deref().map(secret).transpose()?,
         control: arguments.control.clone(),
         scorecard: arguments.scorecard.clone().map(|path| {
-            let by_name = match path.extension() {
-                Some(end) if end == "prom" => ScorecardFormat::Prometheus,
-                Some(_) | None => ScorecardFormat::Json,
-            };
+            let by_name = ScorecardFormat::by_name(&path);
             (path, arguments.scorecard_format.unwrap_or(by_name))
         }),
-        metrics: arguments.metrics,
+        metrics: arguments.metrics.map(|MetricsAddress(address)| address),
         graphviz: arguments.graphviz.clone(),
     })
 }
 
 /// The keys from a file that nobody else may read.
 fn secret(path: &Path) -> Result<Keys, BadUsage> {
-    let show = path.display();
-    let bad = |why: String| BadUsage(format!("--secret-file {show}: {why}"));
-    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = file.map_err(|error| bad(error.to_string()))?;
-    let metadata = file.metadata().map_err(|error| bad(error.to_string()))?;
-    if !metadata.is_file() || metadata.len() > SECRET_FILE_MAX {
-        return Err(bad("this is no file with a secret".to_owned()));
-    }
-    if metadata.mode() & 0o077 != 0 {
-        let mode = metadata.mode() & 0o7777;
-        return Err(bad(format!("others may read it (mode {mode:04o}); run `chmod 600 {show}`")));
-    }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1));
-    file.take(SECRET_FILE_MAX).read_to_end(&mut bytes).map_err(|error| bad(error.to_string()))?;
+    let bytes = read_private(path, SECRET_FILE_MAX).map_err(|error| BadUsage(format!("--secret-file: {error}")))?;
     Keys::derive(&bytes).ok_or_else(|| {
-        bad(format!(
-            "a secret has {SECRET_MIN} bytes or more; make one with `head -c 32 /dev/urandom | base64`, for both ends"
+        BadUsage(format!(
+            "--secret-file {}: a secret has {SECRET_MIN} bytes or more; make one with `head -c 32 /dev/urandom | \
+             base64`, for both ends",
+            path.display()
         ))
     })
-}
-
-fn format(text: &str) -> Result<ScorecardFormat, String> {
-    match text {
-        "json" => Ok(ScorecardFormat::Json),
-        "prom" => Ok(ScorecardFormat::Prometheus),
-        "classic" => Ok(ScorecardFormat::Classic),
-        _ => Err("write json, prom or classic".to_owned()),
-    }
-}
-
-fn page(text: &str) -> Result<SocketAddr, String> {
-    let local = text.parse::<u16>().ok().filter(|port| *port != 0).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-    local.or_else(|| text.parse().ok()).ok_or_else(|| "write a port, or an address and a port".to_owned())
 }
 
 #[cfg(test)]
@@ -293,7 +268,9 @@ mod tests {
 
     #[test]
     fn a_secret_that_others_may_read_or_that_is_short_is_refused() {
+        use std::fs;
         use std::os::unix::fs::PermissionsExt;
+
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("secret");
         let with = |mode: u32, bytes: &[u8]| {

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use log::LevelFilter;
 
+use super::outputs::{MetricsAddress, NotAnAddress};
 use super::raw::{ClientRaw, Field, Keyed, MemberRaw, Node, Place, ServerRaw, Struct, Value, shorten};
 use super::units::{Expiry, duration, size};
 use super::{
@@ -117,7 +118,10 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let nat_port = check.number(written, "nat_port", 0..=65535, next, "; 0 listens on none");
     let nat_port = check.not_the_same(nat_port, port, written);
     let mut warnings = Vec::new();
-    warnings.extend(metrics.flatten().and_then(exposed));
+    warnings.extend(metrics.flatten().and_then(|address| MetricsAddress(address).warning()));
+    if members.iter().flatten().any(|member| crate::proto::guard::Rights(member.rights).is_relay()) {
+        warnings.push("the right relay is reserved: it changes nothing, the server alone relays".to_owned());
+    }
     if open == Some(true) {
         warnings.push("the network is open: whoever reaches this server is admitted without a token".to_owned());
     }
@@ -182,12 +186,23 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let cloud = check.cloud(raw.cloud.as_ref());
     let cloud_token = check.cloud_token(raw.cloud_token.as_ref());
     let cloud_connect = check.hosts(raw.cloud_connect.as_ref(), "cloud_connect", super::cloud::CLOUD_PORT);
+    let [peer, mac] = [super::cloud::PEER_TIMEOUT_SECONDS, super::cloud::MAC_TIMEOUT_SECONDS];
+    let cloud_peer_timeout =
+        check.number(raw.cloud_peer_timeout.as_ref(), "cloud_peer_timeout", 1..=u16::MAX, peer, " (seconds)");
+    let cloud_mac_timeout =
+        check.number(raw.cloud_mac_timeout.as_ref(), "cloud_mac_timeout", 0..=u16::MAX, mac, " (seconds)");
+    let bridges = check.bridges(&cloud, raw);
     let mut warnings = Vec::new();
-    warnings.extend(metrics.flatten().and_then(exposed));
+    warnings.extend(metrics.flatten().and_then(|address| MetricsAddress(address).warning()));
     // RFC 8200, section 5: no IPv6 over links of less.
     if mtu.is_some_and(|mtu| mtu < 1280) {
         warnings.push("the device carries no IPv6 with an MTU below 1280 bytes".to_owned());
     }
+    if cloud.flatten().is_some() {
+        let warning = "cloud: it is not encrypted; whoever knows its token, or reads one datagram, is in";
+        warnings.push(warning.to_owned());
+    }
+    bridges?;
     let join = join?;
     let servers = match (servers?, &join) {
         (servers, Some(line)) if servers.is_empty() => line.hosts.clone(),
@@ -224,14 +239,10 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
         cloud: cloud?,
         cloud_token: cloud_token?,
         cloud_connect: cloud_connect?,
+        cloud_peer_timeout: Duration::from_secs(cloud_peer_timeout?.into()),
+        cloud_mac_timeout: Duration::from_secs(cloud_mac_timeout?.into()),
         warnings,
     })
-}
-
-/// Metrics name members and addresses; who listens beyond loopback should have meant to.
-fn exposed(metrics: SocketAddr) -> Option<String> {
-    (!metrics.ip().is_loopback())
-        .then(|| format!("metrics: whoever reaches {metrics} can read the names, addresses and traffic of members"))
 }
 
 const NETWORK: &str = "write ADDRESS/PREFIX with a prefix from /8 to /30, like 192.168.43.0/24";
@@ -629,17 +640,14 @@ impl Check<'_> {
             Value::Text(name) => Some(name.as_str()),
             _ => None,
         });
-        let by_name = match file {
-            Some(name) if name.ends_with(".prom") => ScorecardFormat::Prometheus,
-            Some(_) | None => ScorecardFormat::Json,
-        };
+        let by_name = ScorecardFormat::by_name(Path::new(file.unwrap_or_default()));
         let Some(node) = node else { return Some(by_name) };
         match self.text(node, "scorecard_format", EXPECTED)? {
             "auto" => Some(by_name),
-            "json" => Some(ScorecardFormat::Json),
-            "prom" => Some(ScorecardFormat::Prometheus),
-            "classic" => Some(ScorecardFormat::Classic),
-            _ => self.refuse(node, "scorecard_format", "is not a format", EXPECTED),
+            other => match other.parse() {
+                Ok(format) => Some(format),
+                Err(_) => self.refuse(node, "scorecard_format", "is not a format", EXPECTED),
+            },
         }
     }
 
@@ -647,14 +655,9 @@ impl Check<'_> {
     fn metrics(&mut self, node: Option<&Node>) -> Option<Option<SocketAddr>> {
         const EXPECTED: &str = "write ADDRESS:PORT or PORT, like 127.0.0.1:9469";
         let Some(node) = self.present(node) else { return Some(None) };
-        let text = self.text(node, "metrics", EXPECTED)?;
-        let address = match text.parse::<u16>() {
-            Ok(port) => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
-            Err(_) => text.parse::<SocketAddr>().ok(),
-        };
-        match address.filter(|address| address.port() != 0) {
-            Some(address) => Some(Some(address)),
-            None => self.refuse(node, "metrics", "is not an address and port", EXPECTED),
+        match self.text(node, "metrics", EXPECTED)?.parse() {
+            Ok(MetricsAddress(address)) => Some(Some(address)),
+            Err(NotAnAddress) => self.refuse(node, "metrics", "is not an address and port", EXPECTED),
         }
     }
 
@@ -670,8 +673,32 @@ impl Check<'_> {
 
     fn cloud_token(&mut self, node: Option<&Node>) -> Option<Token> {
         const EXPECTED: &str = "write a number from 0 to 72057594037927935 in quotes, like \"134\"";
-        let Some(node) = node else { return Some(Token::default()) };
+        let Some(node) = self.present(node) else { return Some(Token::default()) };
         self.parsed(node, "cloud_token", "a token", EXPECTED)
+    }
+
+    /// A cloud needs its token; and a token, or peers, without a cloud were meant to do something.
+    fn bridges(&mut self, cloud: &Option<Option<SocketAddr>>, raw: &ClientRaw) -> Option<()> {
+        let node = self.present(raw.cloud.as_ref());
+        let token = self.present(raw.cloud_token.as_ref());
+        let peers =
+            raw.cloud_connect.as_ref().filter(|node| !matches!(&node.value, Value::List(list) if list.is_empty()));
+        match (cloud, node, token) {
+            (Some(Some(_)), Some(node), None) => {
+                let expected =
+                    "write the number that the ethcloud is known by, like cloud_token: \"134\" or --cloud-token 134";
+                self.tell(&node.place, "cloud", "has no cloud_token beside it", expected)
+            }
+            (Some(None), None, token) => {
+                let [token, peers] = [(token, "cloud_token"), (peers, "cloud_connect")].map(|(node, key)| {
+                    let expected = "write where the ethcloud is listened for, like cloud: \"0.0.0.0:3210\" or --cloud 0.0.0.0:3210";
+                    node.map_or(Some(()), |node| self.tell(&node.place, key, "does nothing without `cloud`", expected))
+                });
+                token.and(peers)
+            }
+            // Switched off for once, by an option, or not to be read.
+            (Some(None), Some(_), _) | (Some(Some(_)) | None, _, _) => Some(()),
+        }
     }
 
     /// A Unix socket's path; `sun_path` has 108 bytes with the closing zero (unix(7)).
@@ -1130,6 +1157,27 @@ pub(super) mod tests {
                  write an address of a host in 10.0.0.0/24, like 10.0.0.1, or None",
             ]
         );
+    }
+
+    #[test]
+    fn a_cloud_needs_its_token_and_what_is_said_of_one_needs_a_cloud() {
+        let none = ClientOptions::default;
+        let says = |text: &str| client_says(text, none());
+        assert!(says(r#"(cloud: "0.0.0.0:3210")"#)[0].contains("has no cloud_token beside it"));
+        assert!(says(r#"(cloud_token: "134")"#)[0].contains("cloud_token: does nothing without `cloud`"));
+        assert!(says(r#"(cloud_connect: ["a.example"])"#)[0].contains("cloud_connect: does nothing without `cloud`"));
+        assert!(
+            says(r#"(cloud: "0.0.0.0:3210", cloud_token: "1", cloud_peer_timeout: 0)"#)[0].contains("out of range")
+        );
+        assert_eq!(says("(cloud: None, cloud_token: None, cloud_connect: [])"), Vec::<String>::new());
+        let config = client_config(
+            r#"(cloud: "0.0.0.0:3210", cloud_token: "0", cloud_peer_timeout: 60, cloud_mac_timeout: 0)"#,
+            none(),
+        );
+        assert_eq!((config.cloud_peer_timeout, config.cloud_mac_timeout), (Duration::from_secs(60), Duration::ZERO));
+        assert!(config.warnings.iter().any(|line| line.contains("not encrypted")), "{:?}", config.warnings);
+        let options = ClientOptions { cloud: Some("none".into()), ..none() };
+        assert_eq!(client_says(r#"(cloud: "0.0.0.0:3210", cloud_token: "134")"#, options), Vec::<String>::new());
     }
 
     #[test]

@@ -2,16 +2,17 @@
 //!
 //! There is no file: all of it fits a line, and clap finds what is wrong in it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 use log::LevelFilter;
 
-use super::ScorecardFormat;
+use super::{MetricsAddress, ScorecardFormat};
 use crate::wire::ethcloud::Token;
-use crate::wire::join::HostPort;
+use crate::wire::join::{HostPort, HostPortError};
 
 /// The port where a `-c` names none; the manual's.
 pub const CLOUD_PORT: u16 = 3210;
@@ -21,6 +22,9 @@ pub const CLOUD_CONTROL: &str = "/run/eps-actor/cloud.sock";
 pub const CLOUD_SCORECARD: &str = "/var/log/eps_cloud.stats";
 /// Where the map goes if no path is named.
 pub const CLOUD_MAP: &str = "/var/log/eps_cloud.gv";
+/// The manual's timeouts.
+pub const PEER_TIMEOUT_SECONDS: u16 = 1800;
+pub const MAC_TIMEOUT_SECONDS: u16 = 300;
 /// Seconds; a year is as good as for ever.
 const TIMEOUT_MAX: u64 = 365 * 86_400;
 
@@ -31,7 +35,7 @@ pub struct CloudOptions {
     #[arg(short, long, value_name = "DEVICE", default_value = "ethcloud%d")]
     pub device: String,
     /// Address to listen on; [::]:PORT listens on IPv4 and IPv6
-    #[arg(short, long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:3210")]
+    #[arg(short, long, value_name = "HOST:PORT", default_value = "0.0.0.0:3210", value_parser = listen)]
     pub listen: SocketAddr,
     /// Token that identifies the network, a number from 0 to 72057594037927935
     #[arg(short, long, value_name = "TOKEN", default_value = "0", hide_env_values = true)]
@@ -40,10 +44,10 @@ pub struct CloudOptions {
     #[arg(short, long, value_name = "HOST[:PORT]", value_delimiter = ',', value_parser = target)]
     pub connect: Vec<HostPort>,
     /// Peer timeout in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=TIMEOUT_MAX))]
+    #[arg(long, value_name = "SECONDS", default_value_t = PEER_TIMEOUT_SECONDS.into(), value_parser = clap::value_parser!(u64).range(1..=TIMEOUT_MAX))]
     pub peer_timeout: u64,
-    /// Mac table entry timeout in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=TIMEOUT_MAX))]
+    /// Mac table entry timeout in seconds; 0 forgets at the next second
+    #[arg(long, value_name = "SECONDS", default_value_t = MAC_TIMEOUT_SECONDS.into(), value_parser = clap::value_parser!(u64).range(..=TIMEOUT_MAX))]
     pub mac_timeout: u64,
     /// Log verbosely
     #[arg(short, long, conflicts_with_all = ["quiet", "log_level"])]
@@ -60,36 +64,18 @@ pub struct CloudOptions {
     /// Write the scorecard every 60 s [default path: /var/log/eps_cloud.stats]
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = CLOUD_SCORECARD)]
     pub scorecard: Option<PathBuf>,
-    /// Format of the scorecard
-    #[arg(long, value_name = "FORMAT", default_value = "json")]
-    pub scorecard_format: CloudFormat,
+    /// Format of the scorecard: json, prom or classic [default: prom for a file that ends in .prom, else json]
+    #[arg(long, value_name = "FORMAT", value_parser = ScorecardFormat::from_str)]
+    pub scorecard_format: Option<ScorecardFormat>,
     /// Write the map in DOT every 5 minutes and on change [default path: /var/log/eps_cloud.gv]
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = CLOUD_MAP)]
     pub graphviz: Option<PathBuf>,
-    /// Serve metrics for Prometheus over HTTP
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub metrics: Option<SocketAddr>,
+    /// Serve metrics for Prometheus over HTTP; a port alone is of 127.0.0.1
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = MetricsAddress::from_str)]
+    pub metrics: Option<MetricsAddress>,
     /// Log statistics every 60 s
     #[arg(long)]
     pub stats: bool,
-}
-
-/// As [`ScorecardFormat`], on a command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum CloudFormat {
-    Json,
-    Prom,
-    Classic,
-}
-
-impl From<CloudFormat> for ScorecardFormat {
-    fn from(format: CloudFormat) -> Self {
-        match format {
-            CloudFormat::Json => Self::Json,
-            CloudFormat::Prom => Self::Prometheus,
-            CloudFormat::Classic => Self::Classic,
-        }
-    }
 }
 
 impl CloudOptions {
@@ -99,6 +85,13 @@ impl CloudOptions {
             (_, true) => LevelFilter::Error,
             (false, false) => self.log_level.unwrap_or(LevelFilter::Info),
         }
+    }
+
+    /// The scorecard's place and format.
+    pub fn card(&self) -> Option<(PathBuf, ScorecardFormat)> {
+        let path = self.scorecard.clone()?;
+        let format = self.scorecard_format.unwrap_or(ScorecardFormat::by_name(&path));
+        Some((path, format))
     }
 
     pub fn timeouts(&self) -> (Duration, Duration) {
@@ -120,7 +113,31 @@ pub fn sockets(listen: SocketAddr) -> Vec<SocketAddr> {
 /// # Errors
 /// What would be a host.
 pub fn target(text: &str) -> Result<HostPort, String> {
-    HostPort::parse(text.trim(), CLOUD_PORT).map_err(|error| error.to_string())
+    let target = HostPort::parse(text.trim(), CLOUD_PORT).map_err(|error| match error {
+        HostPortError::Brackets => {
+            format!("an IPv6 address with a port needs brackets, like [2001:db8::1]:{CLOUD_PORT}")
+        }
+        error => error.to_string(),
+    })?;
+    match target.ip() {
+        Some(IpAddr::V6(ip)) if ip.is_unicast_link_local() => Err(format!(
+            "{ip} is a link-local address, which means nothing without its link; use another address of that machine"
+        )),
+        Some(_) | None => Ok(target),
+    }
+}
+
+/// Where to listen: an address, or a name, whose first address it is, as that program has it.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let found = match text.parse() {
+        Ok(address) => Ok(Some(address)),
+        Err(_) => text.to_socket_addrs().map(|mut found| found.next()),
+    };
+    match found {
+        Ok(Some(address)) => Ok(address),
+        Ok(None) => Err("the name has no address".to_owned()),
+        Err(error) => Err(format!("neither an address and port nor a name and port ({error})")),
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +182,15 @@ mod tests {
             assert_eq!(options.level(), LevelFilter::Debug);
         }
         assert_eq!(parse("-c example.org").expect("a name").connect[0].port, CLOUD_PORT);
+        assert_eq!(parse("-l localhost:3299 --mac-timeout 0").expect("a name").listen.port(), 3299);
+        assert_eq!(parse("--metrics 9469").expect("a port").metrics, "127.0.0.1:9469".parse().ok());
+        for (line, format) in [
+            ("--scorecard x.prom", ScorecardFormat::Prometheus),
+            ("--scorecard x", ScorecardFormat::Json),
+            ("--scorecard x.prom --scorecard-format classic", ScorecardFormat::Classic),
+        ] {
+            assert_eq!(parse(line).expect(line).card(), Some((line.split(' ').nth(1).expect("a path").into(), format)));
+        }
         assert_eq!(parse("-q").expect("quiet").level(), LevelFilter::Error);
     }
 
@@ -175,9 +201,12 @@ mod tests {
             ("-t 72057594037927936", "7 bytes"),
             ("-t 0x12", "number"),
             ("-t abc", "number"),
-            ("-l nonsense", "invalid socket address"),
+            ("-l nonsense", "neither an address"),
+            ("-c [fe80::1]:3210", "link-local"),
+            ("-c a:b:c", "[2001:db8::1]:3210"),
             ("-c :5", "invalid value"),
             ("--peer-timeout 0", "not in"),
+            ("--metrics x", "ADDRESS:PORT or PORT"),
             ("--mac-timeout x", "invalid digit"),
             ("--frob", "unexpected argument"),
         ] {

@@ -8,6 +8,7 @@
 pub mod check;
 pub mod cloud;
 pub mod options;
+pub mod outputs;
 pub mod raw;
 pub mod render;
 pub mod tunnel;
@@ -17,18 +18,19 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use log::LevelFilter;
 
+use crate::io::files::{FileError, read_private};
 use crate::proto::multipath::Mode;
 use crate::proto::routes::Approval;
 use crate::wire::join::{HostPort, JoinLine};
 use check::Problem;
 pub use options::{ClientOptions, ServerOptions};
+pub use outputs::{MetricsAddress, ScorecardFormat};
 use raw::{ClientRaw, Keyed, Place, ServerRaw};
 pub use units::{Expiry, ExpiryError};
 
@@ -80,7 +82,7 @@ pub const LOG_LEVEL: LevelFilter = LevelFilter::Info;
 /// How long a gateway is looked for, in milliseconds; EPS Conduits used the same.
 pub const UPNP_TIMEOUT_MS: u16 = 1000;
 
-/// The rights a member can have, by name, with their bits in the certificate.
+/// The rights a member can have, by name, with their bits in the certificate. `relay` is reserved: nobody asks for it.
 pub const RIGHTS: [(&str, u8); 5] = [("bridge", 1), ("dhcp", 2), ("router", 4), ("relay", 8), ("no-flood", 16)];
 
 /// What a process is in the network.
@@ -134,17 +136,6 @@ pub struct ServerConfig {
     pub nat_port: u16,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
-}
-
-/// The formats of the scorecard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScorecardFormat {
-    /// One document, with a schema number.
-    Json,
-    /// Prometheus's text format, for the textfile collector.
-    Prometheus,
-    /// Lines of a name and a value, as EPS Conduits has them.
-    Classic,
 }
 
 /// What a client does for routes beyond its network.
@@ -288,6 +279,8 @@ compared! {
         "cloud": cloud,
         "cloud_token": cloud_token,
         "cloud_connect": cloud_connect,
+        "cloud_peer_timeout": cloud_peer_timeout,
+        "cloud_mac_timeout": cloud_mac_timeout,
     }
 }
 
@@ -406,6 +399,9 @@ pub struct ClientConfig {
     pub cloud_token: crate::wire::ethcloud::Token,
     /// Peers of that cloud to connect to.
     pub cloud_connect: Vec<HostPort>,
+    /// As those of [`cloud::CloudOptions`].
+    pub cloud_peer_timeout: Duration,
+    pub cloud_mac_timeout: Duration,
     /// What is allowed and yet worth a line in the log at the start.
     pub warnings: Vec<String>,
 }
@@ -556,18 +552,20 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// The join line in a file of its own. A regular file that others can read or write is refused: the line admits
-/// whoever holds it. A pipe is fine.
-fn read_join_file(path: &Path) -> Result<zeroize::Zeroizing<String>, io::Error> {
-    let file = File::open(path)?;
-    let about = file.metadata()?;
-    if about.is_file() && about.permissions().mode() & 0o077 != 0 {
-        let message = format!("others than its owner have rights to it (chmod 600 {})", path.display());
-        return Err(io::Error::other(message));
-    }
-    let mut text = zeroize::Zeroizing::new(String::with_capacity(MAX_JOIN_FILE as usize));
-    file.take(MAX_JOIN_FILE).read_to_string(&mut text)?;
-    Ok(text)
+/// A join line in a file of its own cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum JoinFileError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("it is not text")]
+    NotText,
+}
+
+/// The join line in a file of its own: the line admits whoever holds it.
+fn read_join_file(path: &Path) -> Result<zeroize::Zeroizing<String>, JoinFileError> {
+    let bytes = read_private(path, MAX_JOIN_FILE)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| JoinFileError::NotText)?;
+    Ok(zeroize::Zeroizing::new(text.to_owned()))
 }
 
 /// What the service manager hands over under this name (systemd.exec(5), LoadCredential).
@@ -587,7 +585,7 @@ pub(crate) fn host_name() -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
     use super::check::tests::JOIN;
     use super::*;

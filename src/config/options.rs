@@ -69,7 +69,7 @@ pub struct ServerOptions {
     /// named [default: none]
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     pub graphviz: Option<String>,
-    /// Log error, warn, info, debug or trace and what is graver [default: info]
+    /// How much to log: error (the least), warn, info, debug or trace (everything) [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
     /// File to log to instead of standard error, /var/log/eps_server.log if none is named; it is rotated [default: none]
@@ -87,12 +87,12 @@ pub struct ServerOptions {
     /// Old log files to keep, 0 to 999 [default: 5]
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pub log_keep: Option<String>,
-    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP; 0 asks for no mapping
+    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP, at most 60000; 0 asks for no mapping
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
-    /// UDP port that members ask from where it sees them, the one after --port if none is named; 0 listens on none
-    /// [default: none]
+    /// UDP port that tells members from where it sees them, so that they find out about their routers; 0 listens on none
+    /// [default: the port after --port]
     #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
     pub nat_port: Option<String>,
 }
@@ -188,7 +188,7 @@ pub struct ClientOptions {
     /// Address to serve metrics on over HTTP, for Prometheus; a port alone is of 127.0.0.1 [default: none]
     #[arg(long, value_name = "[ADDRESS:]PORT")]
     pub metrics: Option<String>,
-    /// Log error, warn, info, debug or trace and what is graver [default: info]
+    /// How much to log: error (the least), warn, info, debug or trace (everything) [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
     /// File to log to instead of standard error, /var/log/eps_client.log if none is named; it is rotated [default: none]
@@ -206,7 +206,7 @@ pub struct ClientOptions {
     /// Old log files to keep, 0 to 999 [default: 5]
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pub log_keep: Option<String>,
-    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP; 0 asks for no mapping
+    /// Milliseconds to look for a gateway that maps the port by UPnP, NAT-PMP or PCP, at most 60000; 0 asks for no mapping
     /// [default: 1000]
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     pub upnptimeout: Option<String>,
@@ -220,12 +220,18 @@ pub struct ClientOptions {
     /// member's, which needs the right `bridge` at the server [default: none]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub cloud: Option<String>,
-    /// Token of that ethcloud [default: 0]
+    /// Token of that ethcloud, a number from 0 to 72057594037927935, needed with --cloud [default: none]
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     pub cloud_token: Option<String>,
     /// Peer of that ethcloud to connect to; repeat, or separate several by spaces or commas [default: none]
     #[arg(long, value_name = "HOST[:PORT]…")]
     pub cloud_connect: Vec<String>,
+    /// Seconds after which a silent peer of that ethcloud is none any more, 1 to 65535 [default: 1800]
+    #[arg(long, value_name = "SECONDS")]
+    pub cloud_peer_timeout: Option<String>,
+    /// Seconds after which a silent station of that ethcloud is forgotten, 0 to 65535 [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub cloud_mac_timeout: Option<String>,
 }
 
 impl ServerOptions {
@@ -308,6 +314,8 @@ impl ClientOptions {
         one(&mut raw.cloud, "--cloud", self.cloud);
         one(&mut raw.cloud_token, "--cloud-token", self.cloud_token);
         many(&mut raw.cloud_connect, "--cloud-connect", words(&self.cloud_connect));
+        one(&mut raw.cloud_peer_timeout, "--cloud-peer-timeout", self.cloud_peer_timeout);
+        one(&mut raw.cloud_mac_timeout, "--cloud-mac-timeout", self.cloud_mac_timeout);
     }
 }
 
@@ -377,7 +385,8 @@ mod tests {
                     --hosts=17 --route=18 --accept-routes=19 --exit=20 --exit-node=21 --masquerade=22 --control=23 \
                     --scorecard=24 --scorecard-format=25 --stats=26 --metrics=27 --log-level=28 --log=29 \
                     --log-format=30 --log-max-size=31 --log-max-age=32 --log-keep=33 --upnptimeout=34 --hard-nat=35 \
-                    --lan-discovery=36 --cloud=37 --cloud-token=38 --cloud-connect=39";
+                    --lan-discovery=36 --cloud=37 --cloud-token=38 --cloud-connect=39 --cloud-peer-timeout=40 \
+                    --cloud-mac-timeout=41";
         let mut raw = ClientRaw::default();
         parse::<ClientOptions>(line).lay_over(&mut raw);
         reached(ClientRaw::KEYS, |key| raw.slot(key).expect("a key").clone());
@@ -446,6 +455,7 @@ mod tests {
             let default = match field.node.value {
                 Value::Text(text) => text,
                 Value::None if field.key == "name" => "the host name".to_owned(),
+                Value::None if field.key == "nat_port" => "the port after --port".to_owned(),
                 Value::None => "none".to_owned(),
                 Value::List(_) => continue,
                 _ => field.node.written,

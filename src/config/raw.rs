@@ -182,8 +182,10 @@ keys! {
         hard_nat: bool,
         lan_discovery: bool,
         cloud: Option<String>,
-        cloud_token: String,
+        cloud_token: Option<String>,
         cloud_connect: Vec<String>,
+        cloud_peer_timeout: u16,
+        cloud_mac_timeout: u16,
     }
 }
 

@@ -3,9 +3,11 @@
 //! A value is written in the shape that the shipped file has for its key, so this knows no key by name but `members`.
 //! Whether a value makes sense is `check`'s business, of the text as a whole.
 
+use std::path::PathBuf;
+
 use super::options::{ClientOptions, ServerOptions};
 use super::raw::{ClientRaw, Keyed, ServerRaw, Value};
-use super::{ConfigError, Role, check, finish, host_name, raw};
+use super::{ClientConfig, ConfigError, Problem, Role, ServerConfig, check, finish, host_name, raw};
 
 /// A key and its value in words: one for a single value, any number for a list.
 pub type Setting = (String, Vec<String>);
@@ -37,20 +39,49 @@ pub fn file(role: Role, settings: &[Setting]) -> String {
 
 /// What is wrong with a text that is to be the file `name`, or its warnings.
 pub fn check_text(role: Role, name: &str, text: &str) -> Result<Vec<String>, ConfigError> {
-    let root = raw::read(name, text).map_err(|problem| ConfigError::Problems(vec![*problem]))?;
-    let mut problems = Vec::new();
     match role {
+        Role::Server => server(name, text).map(|config| config.warnings),
+        Role::Client => client(name, text).map(|config| config.warnings),
+    }
+}
+
+/// The keys of a text that say what a node writes to, and the paths that they mean.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn written_to(role: Role, text: &str) -> Result<Vec<(&'static str, PathBuf)>, ConfigError> {
+    let (always, optional) = match role {
         Role::Server => {
-            let raw: ServerRaw = check::keys(root, role, &mut problems);
-            let config = check::server(&raw, &mut problems);
-            finish(config, problems).map(|config| config.warnings)
+            let ServerConfig { state, control, scorecard, graphviz, log, .. } = server("", text)?;
+            let optional = [("scorecard", scorecard), ("graphviz", graphviz), ("log", log.file)];
+            ([("state", state), ("control", control)], optional)
         }
         Role::Client => {
-            let raw: ClientRaw = check::keys(root, role, &mut problems);
-            let config = check::client(&raw, &host_name(), &mut problems);
-            finish(config, problems).map(|config| config.warnings)
+            let ClientConfig { state, control, scorecard, hosts, log, .. } = client("", text)?;
+            ([("state", state), ("control", control)], [("scorecard", scorecard), ("hosts", hosts), ("log", log.file)])
         }
-    }
+    };
+    let optional = optional.into_iter().filter_map(|(key, path)| Some((key, path?)));
+    Ok(always.into_iter().chain(optional).collect())
+}
+
+fn server(name: &str, text: &str) -> Result<ServerConfig, ConfigError> {
+    let mut problems = Vec::new();
+    let raw: ServerRaw = keyed(Role::Server, name, text, &mut problems)?;
+    let config = check::server(&raw, &mut problems);
+    finish(config, problems)
+}
+
+fn client(name: &str, text: &str) -> Result<ClientConfig, ConfigError> {
+    let mut problems = Vec::new();
+    let raw: ClientRaw = keyed(Role::Client, name, text, &mut problems)?;
+    let config = check::client(&raw, &host_name(), &mut problems);
+    finish(config, problems)
+}
+
+fn keyed<K: Keyed>(role: Role, name: &str, text: &str, problems: &mut Vec<Problem>) -> Result<K, ConfigError> {
+    let root = raw::read(name, text).map_err(|problem| ConfigError::Problems(vec![*problem]))?;
+    Ok(check::keys(root, role, problems))
 }
 
 impl ServerOptions {

@@ -48,11 +48,6 @@ impl SendBatch {
         }
     }
 
-    /// Changes the limit for runs begun from here on.
-    pub fn set_max_segments(&mut self, max_segments: usize) {
-        self.max_segments = max_segments.max(1);
-    }
-
     /// Space for a datagram of `len` bytes, at most 65,507, holding leftovers. It counts once it is committed; to
     /// reserve again instead abandons it.
     pub fn reserve(&mut self, len: usize) -> &mut [u8] {

@@ -11,9 +11,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use zeroize::Zeroizing;
+
+use super::clock::unix_time;
 
 /// A directory that belongs to us alone.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub enum FileError {
     InUse { path: PathBuf, pid: u32 },
     #[error("{} is longer than 4 MiB and is left as it is", path.display())]
     TooLong { path: PathBuf },
+    #[error("{} holds more than {max} bytes; name the file that has the secret, and nothing else", path.display())]
+    NoSecret { path: PathBuf, max: u64 },
     #[error("{name:?} is no plain file name")]
     BadName { name: String },
     #[error("cannot {operation} {}: {source}", path.display())]
@@ -129,7 +132,7 @@ impl StateDir {
     /// Renames a broken file to `NAME.broken-UNIXSECONDS` and returns the new path. Nothing is ever overwritten.
     pub fn set_aside(&self, name: &str) -> Result<PathBuf, FileError> {
         let path = self.plain(name)?;
-        let mut seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut seconds = unix_time().as_secs();
         loop {
             let aside = self.path.join(format!("{name}.broken-{seconds}"));
             match rename_new(&path, &aside) {
@@ -338,6 +341,34 @@ pub(super) fn open_private(path: &Path) -> Result<Option<(File, Metadata)>, File
     Ok(Some((file, metadata)))
 }
 
+/// Reads a secret that somebody was told of, at most `max` bytes: from a file that only its owner has rights to, whoever
+/// that is, or from a pipe.
+///
+/// # Errors
+/// `OpenToOthers` says how to close it.
+pub fn read_private(path: &Path, max: u64) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let seen = fs::metadata(path).map_err(failed("look at", path))?;
+    // A pipe is waited for. What was a file when it was looked at must not become one meanwhile.
+    let is_pipe = !seen.is_file() && !seen.is_dir();
+    let flags = if is_pipe { 0 } else { libc::O_NONBLOCK };
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed("open", path))?;
+    let metadata = file.metadata().map_err(failed("look at", path))?;
+    if !metadata.is_file() && !is_pipe {
+        return Err(FileError::NotFile { path: path.to_owned() });
+    }
+    let mode = metadata.mode() & 0o7777;
+    if metadata.is_file() && mode & 0o077 != 0 {
+        return Err(FileError::OpenToOthers { path: path.to_owned(), mode, directory: false });
+    }
+    // All of it at once, so that no part of the secret stays where it was before the room grew.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(max).unwrap_or(0) + 2));
+    file.take(max + 1).read_to_end(&mut bytes).map_err(failed("read", path))?;
+    if bytes.len() as u64 > max {
+        return Err(FileError::NoSecret { path: path.to_owned(), max });
+    }
+    Ok(bytes)
+}
+
 fn check_private(path: &Path, metadata: &Metadata) -> Result<(), FileError> {
     // SAFETY: no pointers.
     let ours = unsafe { libc::geteuid() };
@@ -388,6 +419,26 @@ mod tests {
             entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_secret_that_others_have_rights_to_is_not_read_and_one_from_a_pipe_is() {
+        let (place, _) = state();
+        let path = place.path().join("secret");
+        let with = |mode: u32, bytes: &[u8]| {
+            fs::write(&path, bytes).expect("written");
+            chmod(&path, mode);
+            read_private(&path, 100).map(|bytes| bytes.len())
+        };
+        assert_eq!(with(0o600, &[b'x'; 100]).expect("a secret"), 100);
+        assert!(with(0o640, b"x").is_err_and(|error| error.to_string().contains("chmod 600")));
+        assert!(matches!(with(0o600, &[b'x'; 101]), Err(FileError::NoSecret { max: 100, .. })));
+        assert!(matches!(read_private(place.path(), 100), Err(FileError::NotFile { .. })));
+        let mut echo = Command::new("echo").arg("a word").stdout(Stdio::piped()).spawn().expect("started");
+        let pipe = echo.stdout.take().expect("a pipe");
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pipe));
+        assert_eq!(read_private(Path::new(&path), 100).expect("read")[..], *b"a word\n");
+        echo.wait().expect("ended");
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! Every syscall and every unsafe line.
 pub mod ask;
 pub mod batch;
+pub mod clock;
 pub mod control_socket;
 pub mod files;
+pub mod follow;
 pub mod gateway;
 pub mod holes;
 pub mod http;
 pub mod lan;
 pub mod log_file;
+pub mod names;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

@@ -25,7 +25,6 @@ use smol::Task;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::policy::mark_underlay;
-use crate::ids::MacAddr;
 
 /// A conversation with the kernel about one network namespace.
 #[derive(Debug)]
@@ -94,12 +93,6 @@ impl InterfaceAddress {
         let (tentative, failed) = (AddressFlags::Tentative.bits(), AddressFlags::Dadfailed.bits());
         self.flags & (tentative | failed) == 0
     }
-
-    /// A privacy address (RFC 8981), which goes away within a day.
-    pub fn is_temporary(&self) -> bool {
-        // IFA_F_TEMPORARY; the same bit means "secondary" on an IPv4 address.
-        self.addr.is_ipv6() && self.flags & AddressFlags::Secondary.bits() != 0
-    }
 }
 
 /// A unicast route of the main table, one entry for each next hop.
@@ -154,15 +147,6 @@ impl Netlink {
         self.change("take an interface down", link(ifindex).down()).await
     }
 
-    pub async fn set_mac(&self, ifindex: u32, mac: MacAddr) -> Result<(), NetlinkError> {
-        self.change("set a MAC address", link(ifindex).address(mac.0.to_vec())).await
-    }
-
-    /// Sets the payload bytes of a frame on this interface.
-    pub async fn set_mtu(&self, ifindex: u32, mtu: u32) -> Result<(), NetlinkError> {
-        self.change("set an MTU", link(ifindex).mtu(mtu)).await
-    }
-
     /// Sets the largest super-frame, in bytes, that the kernel makes for this interface (`IFLA_GSO_MAX_SIZE`).
     pub async fn set_gso_max_size(&self, ifindex: u32, bytes: u32) -> Result<(), NetlinkError> {
         let limited = link(ifindex).append_extra_attribute(LinkAttribute::GsoMaxSize(bytes));
@@ -174,16 +158,12 @@ impl Netlink {
         self.change("add an interface to a bridge", link(ifindex).controller(bridge)).await
     }
 
-    /// Moves an interface to the namespace `netns`; it loses its addresses and goes down.
-    pub async fn move_to_netns(&self, ifindex: u32, netns: BorrowedFd<'_>) -> Result<(), NetlinkError> {
-        self.change("move an interface to a namespace", link(ifindex).setns_by_fd(netns.as_raw_fd())).await
-    }
-
     async fn change(&self, operation: &'static str, link: LinkMessageBuilder<LinkUnspec>) -> Result<(), NetlinkError> {
         self.handle.link().change(link.build()).execute().await.map_err(failed(operation))
     }
 
     /// Makes a cable with the ends `a` and `b`, both down.
+    #[cfg(test)]
     pub async fn create_veth(&self, a: &str, b: &str) -> Result<(), NetlinkError> {
         let pair = LinkVeth::new(a, b).build();
         self.handle.link().add(pair).execute().await.map_err(failed("create a veth pair"))
@@ -359,6 +339,14 @@ impl NetlinkWatch {
         Ok(Self { socket })
     }
 
+    /// One whose socket has failed.
+    #[cfg(test)]
+    pub(super) fn failing() -> Self {
+        // Of another kind, and connected to nobody: it can be read at once, and that fails.
+        let end = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        Self { socket: Async::new(end).expect("registered") }
+    }
+
     /// Waits for a change since the last call. Several changes in a row may count as one; what changed is to be read
     /// with [`Netlink`]. Safe to drop.
     pub async fn changed(&self) -> Result<(), NetlinkError> {
@@ -526,8 +514,6 @@ mod tests {
             netlink.create_veth("left", "right").await.expect("a cable");
             let left = netlink.link_index("left").await.expect("left");
             let right = netlink.link_index("right").await.expect("right");
-            netlink.set_mac(left, MacAddr([2, 0, 0, 0, 0, 1])).await.expect("a MAC");
-            netlink.set_mtu(left, 1280).await.expect("an MTU");
             netlink.set_up(left).await.expect("up");
             netlink.set_up(right).await.expect("up");
             for cidr in ["10.1.0.1/24", "fd00:1::1/64"] {

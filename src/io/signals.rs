@@ -62,13 +62,6 @@ impl NodeSignals {
     }
 }
 
-/// Waits for one SIGINT or SIGTERM and returns its name.
-///
-/// A program that should also hear a second one, sent by somebody impatient, keeps a [`StopSignals`].
-pub async fn stop_signal() -> io::Result<&'static str> {
-    StopSignals::new()?.next().await
-}
-
 /// Sends SIGTERM to a child process, unless it has ended.
 pub fn terminate(child: &mut Child) -> io::Result<()> {
     send(child, libc::SIGTERM)

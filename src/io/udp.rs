@@ -66,6 +66,9 @@ impl BindError {
     }
 }
 
+/// Socket buffers asked for, in bytes: a burst of 64 KiB super-frames must fit several times.
+pub const SOCKET_BUFFER: usize = 8 << 20;
+
 impl UdpUplink {
     /// Binds `addr` and asks for socket buffers of `buffer_bytes` in each direction (the kernel may give less).
     ///

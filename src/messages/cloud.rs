@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::ids::{MacAddr, VlanId};
+use crate::ids::{MacAddr, PublicKey, VlanId};
+use crate::io::names::LookupError;
+use crate::wire::hello::CloudTag;
 
 /// A datagram that is no frame, with the right token and whole.
 #[derive(Debug)]
@@ -24,11 +26,31 @@ pub struct CloudSighting {
     pub mac: MacAddr,
 }
 
+/// Stations were seen at another port of the member that bridges the cloud.
+#[derive(Debug)]
+pub struct CloudMoved(pub Vec<(VlanId, MacAddr, Place)>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Behind its device.
+    Here,
+    Network,
+}
+
+/// Another member says whether it bridges the cloud of this tag.
+#[derive(Debug)]
+pub struct CloudHello {
+    pub tag: CloudTag,
+    pub bridges: bool,
+    pub key: PublicKey,
+    pub name: String,
+}
+
 /// A name was looked up: the number of its `-c`, and what was found.
 #[derive(Debug)]
 pub struct CloudLookedUp {
     pub number: usize,
-    pub found: Result<Vec<SocketAddr>, String>,
+    pub found: Result<Vec<SocketAddr>, LookupError>,
 }
 
 /// This machine's addresses, and the networks on the cloud's own device.

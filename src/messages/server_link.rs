@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::ids::Endpoint;
+use crate::io::names::LookupError;
 use crate::proto::session::Session;
 use crate::wire::control::{Candidate, Control};
 
@@ -30,13 +31,11 @@ pub struct SayToServer(pub Control);
 #[derive(Debug, Clone, Copy)]
 pub struct MapAt(pub u64);
 
-/// What became of looking up the server's names.
-#[derive(Debug, Clone)]
-pub enum Resolved {
-    /// The name at this place of the list stands for these addresses; or why it does not.
-    Name(usize, Result<Vec<Endpoint>, String>),
-    /// It is time to look them up again.
-    Again,
+/// What became of looking up one of the server's names: its place in the list, and what it stands for.
+#[derive(Debug)]
+pub struct Resolved {
+    pub place: usize,
+    pub found: Result<Vec<SocketAddr>, LookupError>,
 }
 
 /// The machine's networks have changed, as [`peer_table::UplinksChanged`](super::peer_table::UplinksChanged) says.

@@ -7,6 +7,10 @@
 //!
 //! * A Get carries a [`Mark`] drawn for the address it goes to. Whoever sends us our own mark stands at that address and
 //!   is us: the address is struck out for good, and nobody else's can be struck out by telling lies.
+//! * It also carries an id drawn at the start, and so do lists of nobody to those who did the same, so that who has two addresses (of IPv4 and IPv6, say) gets each broadcast
+//!   once. An id is a hint only: whoever sees it again at another address sends the mark it had from the first, and who
+//!   is given its own mark for one address at another knows that both are one node. The younger of the two gets no
+//!   floods. Copying ids changes nothing.
 //! * Addresses in lists are asked again for a while, and a newcomer is introduced to the other peers at once: both ends
 //!   of a pair behind NATs then send at the same time, and their gates open.
 //! * An idle peer gets an empty list now and then, so that mappings of NATs stay.
@@ -29,7 +33,7 @@ use super::fdb::{Fdb, Sighting};
 use super::session::{Epoch, Meter};
 use crate::ids::{Endpoint, MacAddr, PeerIdx, VlanId};
 use crate::view::FdbView;
-use crate::wire::ethcloud::{self, Mark, Message, PeerList, Token};
+use crate::wire::ethcloud::{self, Mark, Message, PeerList, Sign, Token};
 
 /// Peers at the most. A frame to everybody is sent as often.
 pub const PEERS_MAX: usize = 1_024;
@@ -56,6 +60,12 @@ const LOOK_UP: Duration = Duration::from_secs(5);
 const ASKS_PER_ADDRESS: u32 = 3;
 /// Addresses of one name that are asked.
 const ADDRESSES_MAX: usize = 8;
+/// A peer of our kind is told who we are this often, each second, and again whenever it is idle.
+const GREETINGS: u32 = 3;
+/// An address that was silent for as long gives its floods to another one of its node: two keepalives are missing.
+const STALE: Duration = Duration::from_secs(60);
+/// In the place of a peer: a station is behind the device of the member that bridges this cloud.
+pub const HERE: PeerIdx = PeerIdx(u32::MAX);
 
 /// What a node of an ethcloud is told once.
 #[derive(Debug, Clone)]
@@ -86,8 +96,12 @@ pub struct CloudPeer {
 /// Everybody, for those who send and receive.
 #[derive(Debug, Default, Clone)]
 pub struct CloudView {
-    /// By address, so that a flood has the same order each time.
+    /// By address.
     pub peers: Vec<Arc<CloudPeer>>,
+    /// Those that get what is for everybody: each node at one of its addresses, in the same order each time.
+    pub flooded: Vec<Arc<CloudPeer>>,
+    /// Further addresses of nodes, and the one that is flooded.
+    pub doubles: BTreeMap<SocketAddr, SocketAddr>,
     pub by_addr: HashMap<SocketAddr, Arc<CloudPeer>, RandomState>,
     pub by_idx: HashMap<PeerIdx, Arc<CloudPeer>, RandomState>,
     /// What is inside the network itself, and so is no way to anybody.
@@ -105,7 +119,7 @@ pub enum To<'v> {
 impl CloudView {
     /// Whom a frame from this machine is for. Hot.
     pub fn route(&self, frame: &[u8], fdb: &FdbView) -> To<'_> {
-        self.known(frame, fdb).map_or(To::All(&self.peers), To::One)
+        self.known(frame, fdb).map_or(To::All(&self.flooded), To::One)
     }
 
     /// The peer behind which the frame's destination is known to be. Hot.
@@ -142,6 +156,8 @@ pub enum Event {
     Myself(SocketAddr),
     /// There is no room for another peer.
     Full(SocketAddr),
+    /// The first is another address of the node at the second.
+    Double(SocketAddr, SocketAddr),
 }
 
 /// The core. After each input publish [`Cloud::view`] and [`Cloud::fdb_view`] if [`Cloud::take_changed`] says so, then
@@ -151,7 +167,11 @@ pub struct Cloud {
     epoch: Epoch,
     rng: StdRng,
     secret: [u8; 32],
+    /// Of this start.
+    id: Mark,
     peers: BTreeMap<SocketAddr, Peer>,
+    /// As [`CloudView::doubles`].
+    doubles: BTreeMap<SocketAddr, SocketAddr>,
     targets: Vec<Target>,
     tried: BTreeMap<SocketAddr, Tried>,
     /// Found to be ours by a mark.
@@ -164,8 +184,8 @@ pub struct Cloud {
     tick_at: Instant,
     /// When the next round is, if there is a peer then; the first one as soon as there is.
     list_at: Instant,
-    /// The peer that the next subset begins with.
-    turn: usize,
+    /// The peer that the next subset begins with, and the first who gets it.
+    turn: (usize, usize),
     changed: bool,
     outputs: VecDeque<Output>,
 }
@@ -176,6 +196,15 @@ struct Peer {
     /// Control messages; frames are in the meter.
     told_at: Instant,
     idle: Duration,
+    /// Drawn for it.
+    mark: Mark,
+    /// What it said of itself, if it is of our kind: its id, and the mark it drew for us.
+    sign: Option<(Mark, Mark)>,
+    /// It has had a Get of ours.
+    knows_us: bool,
+    /// How often it is still told who we are, and when next.
+    greetings: u32,
+    greet_at: Instant,
 }
 
 /// One `-c`.
@@ -206,14 +235,9 @@ impl Cloud {
         now: Instant,
     ) -> Self {
         let mut rng = StdRng::from_seed(seed);
-        let secret = rng.random();
-        let peers = view.peers.iter().map(|handle| {
-            let idle = IDLE + IDLE_SPREAD.mul_f64(rng.random());
-            (handle.endpoint.addr, Peer { handle: handle.clone(), introduce_at: None, told_at: now, idle })
-        });
-        let peers: BTreeMap<SocketAddr, Peer> = peers.collect();
-        Self {
-            next_idx: peers.values().map(|peer| peer.handle.idx.0 + 1).max().unwrap_or(0),
+        let (secret, id) = (rng.random(), rng.random());
+        let mut cloud = Self {
+            next_idx: view.peers.iter().map(|peer| peer.idx.0 + 1).max().unwrap_or(0),
             targets: (0..settings.connect).map(|_| Target::default()).collect(),
             fdb: Fdb::from_view(fdb, now).with_age(settings.mac_timeout),
             overlay: view.overlay.clone(),
@@ -221,15 +245,39 @@ impl Cloud {
             epoch,
             rng,
             secret,
-            peers,
+            id,
+            peers: BTreeMap::new(),
+            doubles: view.doubles.clone(),
             tried: BTreeMap::new(),
             own: BTreeSet::new(),
             ips: Vec::new(),
             tick_at: now,
             list_at: now,
-            turn: 0,
+            turn: (0, 0),
             changed: false,
             outputs: VecDeque::new(),
+        };
+        for handle in &view.peers {
+            let peer = cloud.peer(handle.clone(), now);
+            cloud.peers.insert(handle.endpoint.addr, peer);
+        }
+        cloud
+    }
+
+    /// A peer, as nothing is known of it but its address.
+    fn peer(&mut self, handle: Arc<CloudPeer>, now: Instant) -> Peer {
+        let idle = IDLE + IDLE_SPREAD.mul_f64(self.rng.random());
+        Peer {
+            mark: self.mark(handle.endpoint.addr),
+            handle,
+            introduce_at: None,
+            told_at: now,
+            // Four in a timeout, so that who has the same one keeps us.
+            idle: idle.min(self.settings.peer_timeout / 4),
+            sign: None,
+            knows_us: false,
+            greetings: 0,
+            greet_at: now,
         }
     }
 
@@ -264,17 +312,19 @@ impl Cloud {
         let from = canonical(from);
         match message {
             Message::Frame(_) => self.heard_frame(from, now),
-            Message::GetPeers(mark) => {
-                if mark.is_some_and(|mark| self.is_myself(from, mark)) || !self.admit(from, now) {
+            Message::GetPeers(sign) => {
+                if sign.mark.is_some_and(|mark| self.is_myself(from, mark)) || !self.admit(from, now) {
                     return;
                 }
                 let all: Vec<SocketAddr> = self.peers.keys().copied().collect();
                 for list in ethcloud::peer_lists(self.settings.token, all) {
                     self.tell(from, list, now);
                 }
+                self.signed(from, sign, now);
             }
             Message::Peers(list) => {
                 if self.admit(from, now) {
+                    self.signed(from, &list.sign, now);
                     self.listed(from, *list, now);
                 }
             }
@@ -292,6 +342,22 @@ impl Cloud {
         if let Some(peer) = self.peers.get(&canonical(from)) {
             self.fdb.learn(Sighting { vlan, mac, peer: peer.handle.idx }, now);
         }
+    }
+
+    /// A station was seen behind the device of the member that bridges this cloud.
+    pub fn learn_here(&mut self, vlan: VlanId, mac: MacAddr, now: Instant) {
+        self.fdb.learn(Sighting { vlan, mac, peer: HERE }, now);
+    }
+
+    /// A station was seen in the network that this cloud is bridged into.
+    pub fn forget_station(&mut self, vlan: VlanId, mac: MacAddr) {
+        self.fdb.forget(vlan, mac);
+    }
+
+    /// Forgets where every station is.
+    pub fn forget_stations(&mut self) {
+        let peers: Vec<PeerIdx> = self.peers.values().map(|peer| peer.handle.idx).chain([HERE]).collect();
+        peers.into_iter().for_each(|peer| self.fdb.forget_peer(peer));
     }
 
     /// When [`Cloud::handle_timeout`] is to be called.
@@ -314,6 +380,8 @@ impl Cloud {
         self.tick_at = now + TICK;
         self.fdb.handle_timeout(now);
         self.keep_alive(now);
+        self.greet(now);
+        self.turn_doubles(now);
         (0..self.targets.len()).for_each(|number| self.attend_target(number, now));
         self.try_listed(now);
     }
@@ -343,9 +411,15 @@ impl Cloud {
         CloudView {
             by_addr: peers.iter().map(|peer| (peer.endpoint.addr, peer.clone())).collect(),
             by_idx: peers.iter().map(|peer| (peer.idx, peer.clone())).collect(),
+            flooded: peers.iter().filter(|peer| !self.doubles.contains_key(&peer.endpoint.addr)).cloned().collect(),
+            doubles: self.doubles.clone(),
             peers,
             overlay: self.overlay.clone(),
         }
+    }
+
+    pub fn has_peers(&self) -> bool {
+        !self.peers.is_empty()
     }
 
     pub fn fdb_view(&self) -> FdbView {
@@ -371,9 +445,10 @@ impl Cloud {
         let handle = Arc::new(CloudPeer { idx, endpoint: Endpoint::udp(from), since: now, meter: Meter::default() });
         handle.meter.heard(ms);
         let introduce_at = (!self.peers.is_empty()).then(|| now + self.rng.random_range(INTRODUCE));
-        let idle = IDLE + IDLE_SPREAD.mul_f64(self.rng.random());
-        self.peers.insert(from, Peer { handle, introduce_at, told_at: now, idle });
-        self.tried.remove(&from);
+        let was_tried = self.tried.remove(&from).is_some();
+        let knows_us = was_tried || self.targets.iter().any(|target| target.addresses.contains(&from));
+        let peer = Peer { introduce_at, knows_us, ..self.peer(handle, now) };
+        self.peers.insert(from, peer);
         self.changed = true;
         self.outputs.push_back(Output::Event(Event::Joined(from)));
         true
@@ -389,15 +464,110 @@ impl Cloud {
     fn remove(&mut self, addr: SocketAddr) -> bool {
         let Some(peer) = self.peers.remove(&addr) else { return false };
         self.fdb.forget_peer(peer.handle.idx);
+        self.doubles.remove(&addr);
+        let orphans = self.doubles.iter().filter(|(_, older)| **older == addr).map(|(younger, _)| *younger);
+        if let Some(heir) = orphans.min_by_key(|orphan| self.peers.get(orphan).map(|peer| peer.handle.idx)) {
+            self.promote(heir);
+            self.doubles.remove(&addr);
+        }
         self.changed = true;
         true
+    }
+
+    /// Takes note of what our kind says of itself.
+    fn signed(&mut self, from: SocketAddr, sign: &Sign, now: Instant) {
+        let marked = |proof: Mark| self.peers.iter().find(|(addr, peer)| **addr != from && peer.mark == proof);
+        if let Some(other) = sign.proof.and_then(marked).map(|(addr, _)| *addr) {
+            self.pair(from, other);
+        }
+        let (Some(mark), Some(id)) = (sign.mark, sign.id) else { return };
+        let has_another = self.proof(from, id).is_some();
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if peer.sign.replace((id, mark)) != Some((id, mark)) && (!peer.knows_us || has_another) {
+            (peer.greetings, peer.greet_at) = (GREETINGS, now);
+            self.greet(now);
+        }
+    }
+
+    /// The mark that the oldest other peer of this id drew for us.
+    fn proof(&self, addr: SocketAddr, id: Mark) -> Option<Mark> {
+        let same = self.peers.iter().filter(|(other, _)| **other != addr);
+        let signed = same.filter_map(|(_, peer)| peer.sign.filter(|sign| sign.0 == id).map(|sign| (peer, sign.1)));
+        signed.min_by_key(|(peer, _)| peer.handle.idx).map(|(_, mark)| mark)
+    }
+
+    /// Tells peers of our kind who we are, and who they are if they have another address.
+    fn greet(&mut self, now: Instant) {
+        let due = |peer: &Peer| peer.greetings > 0 && peer.greet_at <= now;
+        let due: Vec<SocketAddr> = self.peers.iter().filter(|(_, peer)| due(peer)).map(|(addr, _)| *addr).collect();
+        for addr in due {
+            if let Some(peer) = self.peers.get_mut(&addr) {
+                (peer.greetings, peer.greet_at, peer.knows_us) = (peer.greetings - 1, now + TICK, true);
+            }
+            self.tell(addr, self.greeting(addr), now);
+        }
+    }
+
+    /// A list of nobody; to our kind it says who we are.
+    fn greeting(&self, addr: SocketAddr) -> Vec<u8> {
+        let signed = self.peers.get(&addr).and_then(|peer| Some((peer, peer.sign?)));
+        let sign = signed.map_or_else(Sign::default, |(peer, (id, _))| Sign {
+            mark: Some(peer.mark),
+            id: Some(self.id),
+            proof: self.proof(addr, id),
+        });
+        ethcloud::greeting(self.settings.token, &sign)
+    }
+
+    /// Two addresses are one node: the younger one, and what was a double of it, gets no floods.
+    fn pair(&mut self, one: SocketAddr, other: SocketAddr) {
+        let root = |addr: SocketAddr| self.doubles.get(&addr).copied().unwrap_or(addr);
+        let mut ends = [root(one), root(other)];
+        if ends[0] == ends[1] || !ends.iter().all(|addr| self.peers.contains_key(addr)) {
+            return;
+        }
+        ends.sort_by_key(|addr| self.peers[addr].handle.idx);
+        let [older, younger] = ends;
+        self.doubles.values_mut().filter(|end| **end == younger).for_each(|end| *end = older);
+        self.doubles.insert(younger, older);
+        self.changed = true;
+        self.outputs.push_back(Output::Event(Event::Double(younger, older)));
+    }
+
+    /// Floods go to this address of its node, and not to the one before.
+    fn promote(&mut self, addr: SocketAddr) {
+        if let Some(before) = self.doubles.remove(&addr) {
+            self.doubles.values_mut().filter(|end| **end == before).for_each(|end| *end = addr);
+            self.doubles.insert(before, addr);
+            self.changed = true;
+        }
+    }
+
+    /// Where a node is silent at the address that is flooded, another one of it has its turn.
+    fn turn_doubles(&mut self, now: Instant) {
+        let silence =
+            |addr: &SocketAddr| self.peers.get(addr).map(|peer| now.saturating_duration_since(self.heard_at(peer)));
+        let stale: Vec<SocketAddr> = self
+            .doubles
+            .iter()
+            .filter(|(younger, older)| silence(older) >= Some(STALE) && silence(younger) < Some(STALE / 2))
+            .map(|(younger, _)| *younger)
+            .collect();
+        stale.into_iter().for_each(|addr| self.promote(addr));
+    }
+
+    fn heard_at(&self, peer: &Peer) -> Instant {
+        peer.handle.meter.heard_ms().map_or(peer.handle.since, |ms| self.epoch.at(ms))
     }
 
     /// Whether a datagram could go there and would not come back to us.
     fn may_ask(&self, addr: SocketAddr) -> bool {
         let ip = addr.ip();
         let family = if addr.is_ipv4() { self.settings.v4 } else { self.settings.v6 };
+        // A link-local address says nothing without its link, and lists have no room for that.
+        let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
         let nobody = ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::from([255; 4]) || addr.port() == 0;
+        let nobody = nobody || is_link_local;
         let own = self.own.contains(&addr) || addr.port() == self.settings.port && self.ips.contains(&ip);
         family && !nobody && !own && !self.overlay.iter().any(|net| net.contains(&ip))
     }
@@ -427,7 +597,8 @@ impl Cloud {
     }
 
     fn ask(&mut self, addr: SocketAddr) {
-        let datagram = ethcloud::get_peers(self.settings.token, Some(&self.mark(addr)));
+        let sign = Sign { mark: Some(self.mark(addr)), id: Some(self.id), proof: None };
+        let datagram = ethcloud::get_peers(self.settings.token, &sign);
         self.outputs.push_back(Output::Send { to: Endpoint::udp(addr), datagram });
     }
 
@@ -500,23 +671,25 @@ impl Cloud {
     }
 
     fn drop_silent(&mut self, now: Instant) {
-        let silent = |peer: &Peer| {
-            let heard = peer.handle.meter.heard_ms().map_or(peer.handle.since, |ms| self.epoch.at(ms));
-            now.saturating_duration_since(heard) >= self.settings.peer_timeout
-        };
+        let silent = |peer: &Peer| now.saturating_duration_since(self.heard_at(peer)) >= self.settings.peer_timeout;
         let gone: Vec<SocketAddr> = self.peers.iter().filter(|(_, peer)| silent(peer)).map(|(addr, _)| *addr).collect();
         gone.into_iter().for_each(|addr| self.forget(addr, Event::Silent(addr)));
     }
 
-    /// The list of the round, the same to everybody. Of many peers it has as many as the manual asks for, and the next
-    /// round goes on with the others, so that all come to be known.
+    /// The list of the round. Where there are many peers, as many of them as the manual says are told of as many, and the
+    /// next round goes on with the others on both sides; when all were told once, the lists are one step further, so
+    /// that everybody comes to be told of everybody. That peers do not take each other for gone is the keepalives'
+    /// business.
     fn tell_round(&mut self, now: Instant) {
         let all: Vec<SocketAddr> = self.peers.keys().copied().collect();
         let count = subset(all.len());
-        let chosen = (0..count).map(|number| all[(self.turn + number) % all.len()]);
-        let lists = ethcloud::peer_lists(self.settings.token, chosen);
-        self.turn = (self.turn + count) % all.len();
-        for addr in all {
+        let from = |start: usize| (0..count).map(|number| all[(start + number) % all.len()]).collect::<Vec<_>>();
+        let (named, told) = (from(self.turn.0), from(self.turn.1));
+        let lists = ethcloud::peer_lists(self.settings.token, named);
+        let next = self.turn.1 + count;
+        let round = if next >= all.len() { 2 } else { 1 };
+        self.turn = ((self.turn.0 + round * count) % all.len(), next % all.len());
+        for addr in told {
             lists.iter().for_each(|list| self.tell(addr, list.clone(), now));
         }
     }
@@ -547,8 +720,7 @@ impl Cloud {
         };
         let idle: Vec<SocketAddr> = self.peers.iter().filter(|(_, peer)| idle(peer)).map(|(addr, _)| *addr).collect();
         for addr in idle {
-            let lists = ethcloud::peer_lists(self.settings.token, []);
-            lists.into_iter().for_each(|list| self.tell(addr, list, now));
+            self.tell(addr, self.greeting(addr), now);
         }
     }
 
@@ -560,7 +732,7 @@ impl Cloud {
     }
 }
 
-/// How many of so many peers a round tells of.
+/// How many of so many peers a round tells, and tells of.
 fn subset(peers: usize) -> usize {
     let root = peers.isqrt();
     let root = root + usize::from(root * root < peers);

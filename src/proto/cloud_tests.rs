@@ -208,7 +208,7 @@ fn every_recorded_datagram_that_is_read_is_written_with_the_same_bytes() {
             let written = match Message::parse(token, &datagram) {
                 Ok(Message::Frame(frame)) => [&token.frame_head()[..], frame].concat(),
                 Ok(Message::Peers(list)) => ethcloud::peer_lists(token, list.addresses()).concat(),
-                Ok(Message::GetPeers(mark)) => ethcloud::get_peers(token, mark.as_ref()),
+                Ok(Message::GetPeers(sign)) => ethcloud::get_peers(token, &sign),
                 Ok(Message::Close) => ethcloud::close(token).to_vec(),
                 Err(_) => {
                     assert_eq!(name, "malformed.pcap", "only there is what cannot be read: {datagram:02x?}");
@@ -233,7 +233,7 @@ fn tokens_give_the_recorded_bytes_or_are_refused() {
         let token = option.parse::<Token>();
         assert_eq!(token.is_ok(), case["usable"].as_bool().expect("a truth value"), "{option}");
         if let Ok(token) = token {
-            assert_eq!(text(&ethcloud::get_peers(token, None)), case["getpeers_hex"], "{option}");
+            assert_eq!(text(&ethcloud::get_peers(token, &Sign::default())), case["getpeers_hex"], "{option}");
         }
     }
 }
@@ -359,7 +359,7 @@ fn lists_have_the_recorded_sizes_up_to_what_one_packet_holds() {
         let mut node = Node::new(NODE, 4660, 1800, 300, &[]);
         for port in 0..peers as u16 {
             node.sent.clear();
-            let get = ethcloud::get_peers(node.token, None);
+            let get = ethcloud::get_peers(node.token, &Sign::default());
             node.receives(SocketAddr::new([10, 77, 0, 4].into(), 5000 + port), &get).expect("a Get");
         }
         let entries = |list: &[u8]| usize::from(list[8]);
@@ -371,7 +371,10 @@ fn lists_have_the_recorded_sizes_up_to_what_one_packet_holds() {
         }
         node.passes(Duration::from_millis(40));
         let rounds: Vec<_> = std::mem::take(&mut node.sent);
-        assert_eq!(rounds.len(), number("periodic_receivers"), "{peers}");
+        // The program tells everybody, so that it is not taken for gone; the manual, and we, a part.
+        let receivers: BTreeSet<SocketAddr> = rounds.iter().map(|(to, _)| *to).collect();
+        assert_eq!(receivers.len(), subset(number("periodic_receivers")), "{peers}");
+        assert_eq!(rounds.len(), receivers.len(), "{peers}");
         let different: BTreeSet<&Vec<u8>> = rounds.iter().map(|(_, list)| list).collect();
         assert_eq!(different.len(), number("periodic_distinct_lists"));
         let list = different.first().expect("one");
@@ -477,7 +480,11 @@ fn a_node_that_meets_its_own_mark_strikes_the_address_out_for_good() {
     node.passes(Duration::from_secs(30));
     assert_eq!(node.gets(&public.to_string()), 0);
     // Nobody else's mark does that.
-    node.receives(addr("10.77.0.5:1"), &ethcloud::get_peers(node.token, Some(&[9; 16]))).expect("a Get");
+    node.receives(
+        addr("10.77.0.5:1"),
+        &ethcloud::get_peers(node.token, &Sign { mark: Some([9; 16]), ..Sign::default() }),
+    )
+    .expect("a Get");
     assert_eq!(node.peers().len(), 2);
 }
 
@@ -521,7 +528,7 @@ fn listed_addresses_are_asked_each_second_for_a_while_and_then_left() {
 fn a_newcomer_is_introduced_within_a_second_unless_a_list_has_it() {
     let mut node = Node::new("192.0.2.1:3210", 1, 1800, 300, &[]);
     let (old, new) = (addr("198.51.100.10:3210"), addr("198.51.100.11:3210"));
-    let get = ethcloud::get_peers(node.token, None);
+    let get = ethcloud::get_peers(node.token, &Sign::default());
     node.receives(old, &get).expect("a Get");
     node.passes(Duration::from_secs(5));
     node.sent.clear();
@@ -590,7 +597,7 @@ fn groups_are_never_learned_and_broadcasts_go_on_to_all() {
     let mut node = Node::new(NODE, 4660, 1800, 300, &[]);
     for port in [4000, 4001] {
         let from = SocketAddr::new([10, 77, 0, 4].into(), port);
-        node.receives(from, &ethcloud::get_peers(node.token, None)).expect("a Get");
+        node.receives(from, &ethcloud::get_peers(node.token, &Sign::default())).expect("a Get");
     }
     let frame = hex("ffffffffffff ffffffffffff 88b5 00");
     let _ = node.receives(addr("10.77.0.4:4000"), &[&node.token.frame_head()[..], &frame].concat());
@@ -648,4 +655,147 @@ fn a_restarted_core_goes_on_with_the_published_views() {
     node.cloud.close();
     node.settle();
     assert_eq!(node.sent.iter().filter(|(_, datagram)| datagram[7] == 3).count(), 2);
+}
+
+/// Machines with an address of each family.
+struct Dual {
+    nodes: Vec<Node>,
+    homes: Vec<[SocketAddr; 2]>,
+    /// One of so many datagrams is lost.
+    lossy: usize,
+    sent: usize,
+}
+
+impl Dual {
+    fn new(connect: &[&[&str]], lossy: usize) -> Self {
+        let home = |number: usize| {
+            [addr(&format!("192.0.2.{}:3210", number + 1)), addr(&format!("[2001:db8::{}]:3210", number + 1))]
+        };
+        let homes: Vec<_> = (0..connect.len()).map(home).collect();
+        let nodes = homes.iter().zip(connect).map(|(home, connect)| {
+            let mut node = Node::new(&home[0].to_string(), 4660, 1800, 300, connect);
+            node.cloud.set_local(home.iter().map(SocketAddr::ip).collect(), Vec::new());
+            node
+        });
+        let mut nodes: Vec<_> = nodes.collect();
+        for (number, node) in nodes.iter_mut().enumerate() {
+            // All draw other numbers.
+            let settings = node.cloud.settings.clone();
+            node.cloud = Cloud::new(settings, Epoch(node.now), &node.view, &node.fdb, [number as u8 + 1; 32], node.now);
+            node.cloud.set_local(homes[number].iter().map(SocketAddr::ip).collect(), Vec::new());
+            node.sent.clear();
+            for (name, at) in connect[number].iter().enumerate() {
+                node.cloud.looked_up(name, vec![addr(at)]);
+            }
+            node.settle();
+        }
+        Self { nodes, homes, lossy, sent: 0 }
+    }
+
+    /// Delivers what was said, and what is said to that, for a while.
+    fn run(&mut self, time: Duration) {
+        let step = Duration::from_millis(50);
+        for _ in 0..time.as_millis() / step.as_millis() {
+            for from in 0..self.nodes.len() {
+                for (to, datagram) in std::mem::take(&mut self.nodes[from].sent) {
+                    self.sent += 1;
+                    let source = self.homes[from][usize::from(to.is_ipv6())];
+                    let at = self.homes.iter().position(|home| home.contains(&to));
+                    if let Some(at) = at.filter(|_| self.lossy == 0 || !self.sent.is_multiple_of(self.lossy)) {
+                        self.nodes[at].receives(source, &datagram).expect("it can be read");
+                    }
+                }
+            }
+            self.nodes.iter_mut().for_each(|node| node.passes(step));
+        }
+    }
+
+    /// How many datagrams a broadcast of this node is, and to how many machines.
+    fn shout(&mut self, node: usize) -> (usize, usize) {
+        self.nodes[node].sent.clear();
+        self.nodes[node].reads(&hex("ffffffffffff 02aabbccdd77 88b5 00"));
+        let to = std::mem::take(&mut self.nodes[node].sent);
+        let machines: BTreeSet<_> =
+            to.iter().map(|(to, _)| self.homes.iter().position(|home| home.contains(to)).expect("a machine")).collect();
+        (to.len(), machines.len())
+    }
+}
+
+#[test]
+fn nodes_with_addresses_of_both_families_get_each_broadcast_once() {
+    for lossy in [0, 3] {
+        let mut cloud = Dual::new(&[&[], &["192.0.2.1:3210"], &["[2001:db8::1]:3210"]], lossy);
+        cloud.run(Duration::from_secs(40));
+        for node in 0..3 {
+            assert_eq!(cloud.shout(node), (2, 2), "node {node}, losing one in {lossy}");
+        }
+        if lossy == 0 {
+            assert_eq!(cloud.nodes.iter().map(|node| node.view.peers.len()).collect::<Vec<_>>(), [4, 4, 4]);
+        }
+        // Another core goes on with that.
+        let node = &mut cloud.nodes[0];
+        let settings = node.cloud.settings.clone();
+        node.cloud = Cloud::new(settings, node.cloud.epoch, &node.view, &node.fdb, [99; 32], node.now);
+        assert_eq!(node.cloud.view().flooded.len(), 2);
+    }
+}
+
+#[test]
+fn the_other_address_of_a_node_has_its_floods_when_the_first_has_left_or_is_silent() {
+    let mut cloud = Dual::new(&[&[], &["192.0.2.1:3210"]], 0);
+    let six = cloud.homes[1][1];
+    cloud.run(Duration::from_secs(1));
+    let from_there = ethcloud::peer_lists(cloud.nodes[0].token, [six]).concat();
+    let list = ethcloud::peer_lists(cloud.nodes[0].token, [cloud.homes[0][1]]).concat();
+    cloud.nodes[1].receives(cloud.homes[0][0], &list).expect("a list");
+    cloud.run(Duration::from_secs(5));
+    let flooded = |node: &Node| node.view.flooded.iter().map(|peer| peer.endpoint.addr).collect::<Vec<_>>();
+    assert_eq!((flooded(&cloud.nodes[0]), cloud.nodes[0].view.peers.len()), (vec![cloud.homes[1][0]], 2));
+    let node = &mut cloud.nodes[0];
+    for _ in 0..7 {
+        node.receives(six, &from_there).expect("a list");
+        node.passes(Duration::from_secs(10));
+    }
+    assert_eq!(flooded(node), [six], "the other one has said nothing for a minute");
+    node.receives(six, &ethcloud::close(node.token)).expect("a Close");
+    assert_eq!(flooded(node), [cloud.homes[1][0]]);
+}
+
+#[test]
+fn who_copies_an_id_takes_nothing_from_its_owner() {
+    let (owner, thief) = (addr("10.77.0.4:4000"), addr("10.77.0.5:4000"));
+    let get = |mark: u8, proof: Option<Mark>| {
+        let sign = Sign { mark: Some([mark; 16]), id: Some([1; 16]), proof };
+        ethcloud::get_peers(Token::new(4660).expect("small"), &sign)
+    };
+    for order in [[owner, thief], [thief, owner]] {
+        let mut node = Node::new(NODE, 4660, 1800, 300, &[]);
+        for (mark, from) in (2..).zip(order) {
+            node.receives(from, &get(mark, None)).expect("a Get");
+            node.receives(from, &get(mark, Some([9; 16]))).expect("a Get");
+        }
+        node.passes(Duration::from_secs(10));
+        assert_eq!(node.view.flooded.len(), 2, "{order:?}");
+    }
+}
+
+#[test]
+fn every_peer_of_a_large_cloud_is_told_of_every_other_in_the_end() {
+    let mut node = Node::new(NODE, 4660, 20, 300, &[]);
+    let forty: Vec<SocketAddr> = (0..40).map(|port| SocketAddr::new([10, 77, 0, 4].into(), 5000 + port)).collect();
+    let mut pairs = BTreeSet::new();
+    for _ in 0..16 {
+        for addr in &forty {
+            node.receives(*addr, &ethcloud::peer_lists(node.token, []).concat()).expect("a list");
+        }
+        node.sent.clear();
+        node.passes(Duration::from_secs(10));
+        let lists: Vec<_> = node.sent.iter().filter(|(_, list)| list[8] == 10).collect();
+        assert_eq!(lists.len() % 10, 0, "ten are told of ten");
+        for (to, list) in lists {
+            let Ok(Message::Peers(list)) = Message::parse(node.token, list) else { panic!("a list") };
+            pairs.extend(list.addresses().map(|named| (*to, named)));
+        }
+    }
+    assert_eq!(pairs.len(), 40 * 40);
 }

@@ -15,6 +15,7 @@ use rand::CryptoRng;
 use zeroize::Zeroizing;
 
 use super::crypto::{blake2s, mac16, same_mac};
+use super::source_budget::site_of;
 use crate::counters::DropReason;
 use crate::wire::handshake::{CookieReply, HandshakeView, MAC_LEN};
 
@@ -133,7 +134,7 @@ impl Gate {
     fn take_token(&mut self, ip: IpAddr, now: Instant) -> bool {
         let source = match ip {
             IpAddr::V4(_) => ip,
-            IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() & !u128::from(u64::MAX)).into()),
+            IpAddr::V6(ip) => IpAddr::V6(site_of(ip)),
         };
         if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(&source) {
             self.sources.retain(|_, (_, last)| now.saturating_duration_since(*last) < Duration::from_secs(1));

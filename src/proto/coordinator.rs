@@ -406,7 +406,7 @@ impl Coordinator {
         self.run_links(now);
         if now >= self.epoch_at {
             self.epoch_at = now + EPOCH_LENGTH;
-            self.raise_epoch(now);
+            self.raise_epoch();
         }
         if now >= self.sweep_at {
             self.sweep_at = now + Duration::from_secs(1);
@@ -656,7 +656,7 @@ impl Coordinator {
     ) {
         match message {
             Control::LeaseRequest { name } => self.lease(key, session, name, now),
-            Control::LeaseRelease => self.release(key, session, from, now),
+            Control::LeaseRelease => self.release(key, session, from),
             Control::MapHave { version } => self.map_have(key, from, version, now),
             Control::PeerLookup { key: wanted } => self.lookup(key, &wanted),
             Control::Candidates { list, .. } => {
@@ -787,14 +787,14 @@ impl Coordinator {
         self.event(Event::Refused { name: name.to_owned(), why: text });
     }
 
-    fn release(&mut self, key: &PublicKey, session: &Arc<Session>, from: Endpoint, now: Instant) {
+    fn release(&mut self, key: &PublicKey, session: &Arc<Session>, from: Endpoint) {
         // A release is asked for again until it is answered; once is enough.
         if self.pending.values().any(|pending| matches!(pending, Pending::Kick { key: leaving, .. } if leaving == key))
         {
             return;
         }
         let answer = session.seal_control(&Control::LeaseReleased.to_bytes()).ok();
-        self.remove(key, None, answer.map(|datagram| (from, datagram)), now);
+        self.remove(key, None, answer.map(|datagram| (from, datagram)));
     }
 
     fn map_have(&mut self, key: &PublicKey, from: Endpoint, version: u64, now: Instant) {
@@ -943,14 +943,14 @@ impl Coordinator {
     }
 
     /// Removes a member by its name: its lease is free again, its certificate void, its peers are told.
-    pub fn kick(&mut self, request: u64, name: &str, now: Instant) {
+    pub fn kick(&mut self, request: u64, name: &str) {
         let found = self
             .members
             .iter()
             .find(|(_, member)| member.record.as_ref().is_some_and(|record| record.name == name))
             .map(|(key, _)| *key);
         match found {
-            Some(key) => self.remove(&key, Some(request), None, now),
+            Some(key) => self.remove(&key, Some(request), None),
             None => {
                 let text = format!("there is no member named {name:?}; `eps-actor members` lists them");
                 self.outputs.push_back(Output::Reply { request, reply: Reply::Failed(text) });
@@ -958,7 +958,7 @@ impl Coordinator {
         }
     }
 
-    fn remove(&mut self, key: &PublicKey, request: Option<u64>, released: Option<(Endpoint, Vec<u8>)>, _now: Instant) {
+    fn remove(&mut self, key: &PublicKey, request: Option<u64>, released: Option<(Endpoint, Vec<u8>)>) {
         let Some(record) = self.members.get(key).and_then(|member| member.record.clone()) else { return };
         if let Some(member) = self.members.get_mut(key)
             && std::mem::replace(&mut member.is_leaving, true)
@@ -1198,7 +1198,7 @@ impl Coordinator {
         }
     }
 
-    fn raise_epoch(&mut self, _now: Instant) {
+    fn raise_epoch(&mut self) {
         let ops = self.issuer.raise_epoch();
         self.store(ops, Pending::Nothing);
         let online: Vec<_> = self.members.iter().filter(|(_, m)| m.endpoint.is_some()).map(|(key, _)| *key).collect();

@@ -171,6 +171,15 @@ impl Fdb {
         }
     }
 
+    /// Forgets one learned station: it was seen at a place that is not this table's.
+    pub fn forget(&mut self, vlan: VlanId, mac: MacAddr) {
+        if let Some(peer) = self.stations.get(&(vlan, mac)).map(|seen| seen.peer) {
+            let sighting = Sighting { vlan, mac, peer };
+            self.remove(sighting);
+            self.note(Event::Forgotten(sighting));
+        }
+    }
+
     /// When [`Fdb::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.next_aging_at

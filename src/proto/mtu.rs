@@ -89,6 +89,16 @@ impl Fit {
         Self { datagram, settled: known.settled, clamp: clamp && known.settled }
     }
 
+    /// What fits this and the other.
+    #[must_use]
+    pub fn least(self, other: Self) -> Self {
+        Self {
+            datagram: self.datagram.min(other.datagram),
+            settled: self.settled && other.settled,
+            clamp: self.clamp && other.clamp,
+        }
+    }
+
     /// Octets of the longest datagram without RELAY header, if that is known.
     pub fn datagram(self) -> Option<usize> {
         (self.datagram != u16::MAX).then_some(usize::from(self.datagram))
@@ -618,6 +628,19 @@ mod tests {
         line.carries = 1500;
         line.until(Duration::from_secs(40), |line| line.settled() == Some(1500));
         assert_eq!(line.packet(), 1500);
+    }
+
+    #[test]
+    fn what_goes_by_several_ways_is_as_long_as_the_shortest_of_them_takes() {
+        let fit = |packet, settled| Fit::new(Some(Known { packet, settled }), &route(), true);
+        let both = fit(1500, true).least(fit(1300, true));
+        assert_eq!(
+            (both.datagram(), both.packet_to_clamp(false)),
+            (Some(1272), fit(1300, true).packet_to_clamp(false))
+        );
+        let searching = fit(1500, true).least(fit(1300, false));
+        assert_eq!((searching.datagram(), searching.packet_to_tell(false)), (Some(1272), None));
+        assert_eq!(fit(1300, true).least(Fit::ANY).datagram(), Some(1272));
     }
 
     #[test]

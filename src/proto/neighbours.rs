@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::crypto::blake2s;
+use crate::counters::DropReason;
 use crate::ids::NodeId;
 use crate::wire::lan::Announcement;
 
@@ -71,11 +72,21 @@ impl Neighbours {
         Announcement { is_answer, port, tag: self.tag, node: self.own }
     }
 
-    /// Somebody said something.
-    pub fn hear(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) -> Option<Heard> {
-        let said = Announcement::parse(bytes).ok()?;
-        if said.tag != self.tag || said.node == self.own || !is_private(from.ip()) {
-            return None;
+    /// Somebody said something; `None` if it was us.
+    ///
+    /// # Errors
+    ///
+    /// Why it was dropped; the caller counts it.
+    pub fn hear(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) -> Result<Option<Heard>, DropReason> {
+        let said = Announcement::parse(bytes).map_err(|_| DropReason::Malformed)?;
+        if said.tag != self.tag {
+            return Err(DropReason::OtherNetwork);
+        }
+        if said.node == self.own {
+            return Ok(None);
+        }
+        if !is_private(from.ip()) {
+            return Err(DropReason::UnknownPeer);
         }
         let (since, count) = &mut self.heard;
         if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
@@ -83,11 +94,10 @@ impl Neighbours {
         }
         *count += 1;
         let addr = SocketAddr::new(from.ip(), said.port);
-        (*count <= HEARD_PER_SECOND).then_some(Heard {
-            node: said.node,
-            addr,
-            answer: (!said.is_answer).then_some(from),
-        })
+        if *count > HEARD_PER_SECOND {
+            return Err(DropReason::AnnouncementFlood);
+        }
+        Ok(Some(Heard { node: said.node, addr, answer: (!said.is_answer).then_some(from) }))
     }
 }
 
@@ -124,16 +134,21 @@ mod tests {
         let (mut one, other) = (Neighbours::new(7, &NodeId([1; 16]), now), Neighbours::new(7, &NodeId([2; 16]), now));
         let from: SocketAddr = "192.168.1.9:5000".parse().expect("an address");
         let said = other.announcement(4000, false).to_bytes();
-        let heard = one.hear(from, &said, now).expect("a neighbour");
+        let heard = one.hear(from, &said, now).expect("not dropped").expect("a neighbour");
         assert_eq!(heard.addr, "192.168.1.9:4000".parse().expect("an address"));
         assert_eq!((heard.node, heard.answer), (node_hash(7, &NodeId([2; 16])), Some(from)));
-        assert_eq!(one.hear(from, &other.announcement(4000, true).to_bytes(), now).expect("heard").answer, None);
-        assert_eq!(one.hear("198.51.100.9:5000".parse().expect("an address"), &said, now), None, "no LAN");
-        assert_eq!(one.hear(from, &one.announcement(1, false).to_bytes(), now), None, "ourselves");
+        let answer = one.hear(from, &other.announcement(4000, true).to_bytes(), now);
+        assert!(answer.is_ok_and(|heard| heard.is_some_and(|heard| heard.answer.is_none())));
+        let outside = "198.51.100.9:5000".parse().expect("an address");
+        assert_eq!(one.hear(outside, &said, now), Err(DropReason::UnknownPeer), "no LAN");
+        assert_eq!(one.hear(from, &one.announcement(1, false).to_bytes(), now), Ok(None), "ourselves");
+        assert_eq!(one.hear(from, &said[1..], now), Err(DropReason::Malformed));
         let stranger = Neighbours::new(8, &NodeId([2; 16]), now).announcement(4000, false).to_bytes();
-        assert_eq!(one.hear(from, &stranger, now), None, "another network");
-        let count = (0..1000).filter(|_| one.hear(from, &said, now).is_some()).count();
+        assert_eq!(one.hear(from, &stranger, now), Err(DropReason::OtherNetwork));
+        let flood: Vec<_> = (0..1000).map(|_| one.hear(from, &said, now)).collect();
+        let count = flood.iter().filter(|heard| heard.is_ok()).count();
         assert!(count <= 50, "{count}");
+        assert!(flood[count..].iter().all(|heard| *heard == Err(DropReason::AnnouncementFlood)));
         assert_ne!(node_hash(7, &NodeId([2; 16])), node_hash(8, &NodeId([2; 16])), "nobody is followed");
     }
 }

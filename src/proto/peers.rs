@@ -111,6 +111,8 @@ pub enum Output {
         peer: PeerIdx,
         nonce: u64,
     },
+    /// Count this.
+    Dropped(DropReason),
     Event(Event),
 }
 
@@ -128,6 +130,10 @@ pub enum Event {
     PathLost {
         peer: String,
         route: Route,
+    },
+    /// It answers by no way any more.
+    Lost {
+        peer: String,
     },
     Left {
         peer: String,
@@ -149,10 +155,26 @@ pub enum PeerState {
     Relay,
     /// A session is being made.
     Searching,
+    /// There is a session, and the peer answers by no way, not even by the relay.
+    Lost,
     /// Nobody has wanted to send; set up at the first frame.
     Idle,
     /// Not connected to the server, as far as the server says.
     Offline,
+}
+
+impl PeerState {
+    /// Stable, for programs and people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+            Self::Searching => "searching",
+            Self::Lost => "lost",
+            Self::Idle => "idle",
+            Self::Offline => "offline",
+        }
+    }
 }
 
 /// A peer as others may see it.
@@ -184,6 +206,13 @@ pub struct PeerDescription {
     pub paths: Vec<PathDescription>,
 }
 
+impl PeerDescription {
+    /// The way that leads to the peer. The `route` of one that is lost is where frames go all the same.
+    pub fn way(&self) -> Option<Route> {
+        self.route.filter(|_| self.state != PeerState::Lost)
+    }
+}
+
 /// A way to a peer as others may see it.
 #[derive(Debug, Clone)]
 pub struct PathDescription {
@@ -195,6 +224,8 @@ pub struct PathDescription {
     pub jitter: Option<Duration>,
     pub loss: Option<f64>,
     pub proven: Option<Instant>,
+    /// The largest packet that passed, where that was asked for.
+    pub mtu: Option<mtu::Known>,
     pub meter: Arc<PathMeter>,
 }
 
@@ -226,6 +257,8 @@ struct Peer {
     answer: Option<Answer>,
     answered: (Instant, u32),
     probing: bool,
+    /// No path has answered since then. Ended by what comes from the peer, not by a new channel at the server.
+    lost: Option<Instant>,
     said_candidates: u32,
     /// Sightings that may be taken up, and since when that is counted.
     sightings: (u32, Instant),
@@ -233,6 +266,8 @@ struct Peer {
     /// For people who ask.
     tried: Tried,
     answers: AnswerBudget,
+    /// When its question last made us try its addresses again.
+    tried_again: Option<Instant>,
     /// The moves it told us of.
     moved: roaming::Told,
     idle: idle::Idle,
@@ -563,7 +598,7 @@ impl Peers {
                         && let Some(member) = self.map.get(key)
                         && !self.trust.holds(&member.certificate)
                     {
-                        self.close(idx, now);
+                        self.close(idx);
                     }
                 }
                 MapEvent::Removed(key) => {
@@ -587,8 +622,14 @@ impl Peers {
         candidates: Vec<Candidate>,
         now: Instant,
     ) {
-        let Ok(event) = self.map.put(entry, &mut self.trust) else { return };
-        let MapEvent::Put(key) = event else { return };
+        let key = match self.map.put(entry, &mut self.trust) {
+            Ok(MapEvent::Put(key)) => key,
+            Ok(MapEvent::Removed(_)) => return,
+            Err(reason) => {
+                self.outputs.push_back(Output::Dropped(reason));
+                return;
+            }
+        };
         let Some(idx) = self.peer_of(key, now) else { return };
         let server = self.server;
         let Some(peer) = self.peers.get_mut(&idx) else { return };
@@ -651,7 +692,11 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let known = peer.paths.get(&via).is_some();
         let new = !known && via.is_direct() && dialable;
-        if peer.link.session().is_some() && (known || (new && peer.may_take_up(now))) {
+        if peer.link.session().is_some() && (known || new) {
+            if new && !peer.may_take_up(now) {
+                self.outputs.push_back(Output::Dropped(DropReason::SightingFlood));
+                return;
+            }
             peer.paths.add_seen(via, now);
             peer.probing = true;
             self.note_sighting(via.endpoint.addr, now);
@@ -712,6 +757,10 @@ impl Peers {
 
     fn handle_init(&mut self, via: Route, view: &HandshakeView<'_>, now: Instant) -> Result<(), DropReason> {
         let from = via.is_direct().then_some(via.endpoint.addr);
+        if from.is_some() && !self.direct {
+            // A copy of it comes by the relay.
+            return Err(DropReason::DirectOff);
+        }
         match self.gate.admit(view, from, now, &mut self.rng) {
             Admit::Yes => {}
             Admit::Cookie(reply) => {
@@ -837,10 +886,16 @@ impl Peers {
             self.seen_from(idx, via, now);
         }
         self.peers.get_mut(&idx).into_iter().for_each(|peer| peer.tried.arrived(&via));
+        // Who is answered by a direct way would take it for a path, whatever our configuration says.
+        let answers = self.direct || !via.is_direct();
+        let mut refused = Ok(());
         for message in messages {
-            self.handle_message(idx, session, via, message, now);
+            match message {
+                Control::Probe { .. } if !answers => refused = Err(DropReason::DirectOff),
+                message => self.handle_message(idx, session, via, message, now),
+            }
         }
-        Ok(())
+        refused
     }
 
     fn handle_message(&mut self, idx: PeerIdx, session: &Arc<Session>, via: Route, message: Control, now: Instant) {
@@ -892,7 +947,7 @@ impl Peers {
             }
             Control::Goodbye { .. } => {
                 let peer = self.name(idx);
-                self.close(idx, now);
+                self.close(idx);
                 self.event(Event::Left { peer });
             }
             Control::Broken { .. } => session.meter.whole.hold(self.epoch.ms(now)),
@@ -958,7 +1013,7 @@ impl Peers {
             let holds = self.map.get(&peer.key).is_some_and(|member| self.trust.holds(&member.certificate));
             if !holds {
                 let peer = self.name(idx);
-                self.close(idx, now);
+                self.close(idx);
                 self.event(Event::Revoked { peer });
             } else if Some(idx) != from {
                 self.say(idx, &message);
@@ -988,6 +1043,7 @@ impl Peers {
     fn session_up(&mut self, idx: PeerIdx, via: Route, now: Instant) {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         peer.answer = None;
+        peer.lost = None;
         let is_first = !peer.probing;
         peer.way.connected();
         let before = peer.paths.active();
@@ -1032,7 +1088,7 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let after = peer.paths.active();
         let key = peer.key;
-        self.mtus.follow(idx, after, now);
+        self.mtus.follow(idx, peer.paths.carrying(), now);
         if let Some(PathEvent::Validated(route)) = event
             && route.is_direct()
         {
@@ -1044,6 +1100,7 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         if let Some(PathEvent::Suspected(route)) = event {
             if route.is_direct() {
+                peer.tried.forget();
                 self.path_was_lost(idx, route, now);
             } else if peer.lookup.is_none() {
                 // Perhaps the channel is gone at the server; asking gives the one that holds.
@@ -1066,7 +1123,36 @@ impl Peers {
             self.outputs.push_back(Output::Changed);
             self.outputs.push_back(Output::Ready(idx));
         }
+        self.note_loss(idx, now);
         self.reschedule(idx);
+    }
+
+    /// Notes that a peer answers by no way any more, or that it does again. That the server has a channel to it is no
+    /// answer of its own: only what comes from it is.
+    fn note_loss(&mut self, idx: PeerIdx, now: Instant) {
+        let epoch = self.epoch;
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let lost = peer.link.session().is_some() && peer.paths.is_lost();
+        let route = peer.paths.active();
+        let heard = peer.link.meter().heard_ms().map(|ms| epoch.at(ms));
+        let event = match peer.lost {
+            None if lost => {
+                peer.lost = Some(now);
+                Event::Lost { peer: self.name(idx) }
+            }
+            Some(_) if peer.link.session().is_none() => {
+                peer.lost = None;
+                self.outputs.push_back(Output::Changed);
+                return;
+            }
+            Some(since) if !lost && heard.is_some_and(|heard| heard >= since) => {
+                peer.lost = None;
+                Event::PathChanged { peer: self.name(idx), to: route }
+            }
+            None | Some(_) => return,
+        };
+        self.event(event);
+        self.outputs.push_back(Output::Changed);
     }
 
     /// Publishes how several paths to a peer are used, if that has changed.
@@ -1110,6 +1196,8 @@ impl Peers {
             let epoch = self.epoch;
             let Some(peer) = self.peers.get_mut(&idx) else { continue };
             peer.link.mark(now);
+            self.note_loss(idx, now);
+            let Some(peer) = self.peers.get_mut(&idx) else { continue };
             let used = peer.link.meter().used_ms().map(|ms| epoch.at(ms));
             if peer.probing && used.is_some_and(|used| now.saturating_duration_since(used) < BUSY) {
                 peer.paths.wake(now);
@@ -1226,7 +1314,7 @@ impl Peers {
     /// Asks which sizes of packets pass.
     fn run_sizes(&mut self, idx: PeerIdx, session: &Session, busy: bool, now: Instant) {
         let Some(peer) = self.peers.get(&idx) else { return };
-        self.mtus.follow(idx, peer.paths.active(), now);
+        self.mtus.follow(idx, peer.paths.carrying(), now);
         let rtt = |route: &Route| peer.paths.get(route).and_then(|path| path.srtt());
         let (trials, changed) = self.mtus.handle_timeout(idx, busy, rtt, now, &mut self.rng);
         for trial in trials {
@@ -1249,7 +1337,8 @@ impl Peers {
                 let member = self.map.get(&peer.key)?;
                 let session = peer.link.session().cloned();
                 let route = session.as_ref().and(peer.paths.active());
-                let path = route.and_then(|route| peer.paths.get(&route));
+                let lost = session.is_some() && (peer.lost.is_some() || peer.paths.is_lost());
+                let path = route.filter(|_| !lost).and_then(|route| peer.paths.get(&route));
                 let carries = |path: &Route| match &peer.plan {
                     Some(plan) => plan.ways.iter().any(|way| way.route == *path),
                     None => route == Some(*path),
@@ -1262,9 +1351,11 @@ impl Peers {
                     jitter: path.estimate.jitter(),
                     loss: path.estimate.loss(),
                     proven: path.proven,
+                    mtu: self.mtus.known(peer.idx, &path.route),
                     meter: path.meter.clone(),
                 });
                 let state = match route {
+                    _ if lost => PeerState::Lost,
                     Some(route) if route.is_direct() => PeerState::Direct,
                     Some(_) => PeerState::Relay,
                     None if peer.link.is_initiating() => PeerState::Searching,
@@ -1337,21 +1428,23 @@ impl Peers {
             answer: None,
             answered: (now, 0),
             probing: false,
+            lost: None,
             said_candidates: 0,
             sightings: (SIGHTINGS_MAX, now),
             way: PeerWay::new(super::neighbours::node_hash(self.node.network.tag(), &key.node_id())),
             tried: Tried::default(),
             answers: AnswerBudget::new(now),
+            tried_again: None,
             moved: roaming::Told::new(now),
             idle: idle::Idle::default(),
         }
     }
 
-    fn close(&mut self, idx: PeerIdx, _now: Instant) {
+    fn close(&mut self, idx: PeerIdx) {
         if let Some(peer) = self.peers.get_mut(&idx) {
             peer.link.close();
             peer.paths.clear();
-            peer.plan = None;
+            (peer.plan, peer.lost) = (None, None);
             (peer.channel, peer.lookup, peer.probing) = (None, None, false);
             self.mtus.forget(idx);
             self.outputs.push_back(Output::Changed);

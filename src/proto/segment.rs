@@ -12,7 +12,10 @@ use std::ops::Add;
 
 use crate::counters::DropReason;
 use crate::wire::checksum::{self, Sum};
-use crate::wire::ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, FrameView, IP_PROTOCOL_TCP, IP_PROTOCOL_UDP};
+use crate::wire::ethernet::{
+    DESTINATION, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EXTENSION_HEADERS_MAX, FrameView, HOP_BY_HOP, IP_PROTOCOL_TCP,
+    IP_PROTOCOL_UDP, ROUTING,
+};
 use crate::wire::vnet::{Gso, VnetHeader};
 
 /// What is written into the TCP or UDP checksum field of a segment.
@@ -496,12 +499,6 @@ pub(super) const TCP_CWR: u16 = 0x0080;
 
 /// Octets of payload below which a super-frame is not cut into shorter segments.
 const SEGMENT_MIN: usize = 64;
-
-/// As long a chain as `Ipv6View` walks.
-const EXTENSION_HEADERS_MAX: usize = 8;
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const DESTINATION: u8 = 60;
 
 const MALFORMED: DropReason = DropReason::Malformed;
 

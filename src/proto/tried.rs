@@ -38,6 +38,11 @@ impl Tried {
         self.count(route, |counts| &mut counts.arrived);
     }
 
+    /// A way that was good is so no more, or the peer has moved: what arrived before says nothing of now.
+    pub fn forget(&mut self) {
+        self.0.clear();
+    }
+
     /// The account for people, with what the peer announced; what led somewhere comes first. The kernel's errors are
     /// for the owner to add.
     pub fn list(&self, announced: &[Candidate]) -> Vec<Try> {

@@ -11,11 +11,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::scaled::Seconds;
 use crate::wire::control::CandidateKind;
 use crate::wire::why::{Mapping, Side};
 
 /// A session younger than this may not have tried everything yet: a round of probes takes 1.6 s.
 const YOUNG: Duration = Duration::from_secs(3);
+/// Who was asked over and over and is silent must have been heard within this time to count as there.
+const FRESH: Duration = Duration::from_secs(2);
 /// Probes to one address after which a round was tried, however young the session is: keys are renewed.
 const ROUND: u32 = 7;
 
@@ -71,6 +74,8 @@ pub struct Facts {
     pub session: Option<Duration>,
     pub way: Option<Way>,
     pub srtt: Option<Duration>,
+    /// How long ago anything authentic came from the peer, by any way and in any session.
+    pub heard: Option<Duration>,
     /// TCP to the server could be opened just now; `None` where that was not tried.
     pub server_tcp: Option<bool>,
     /// An address of the peer is known from earlier, to be tried without the server.
@@ -78,6 +83,13 @@ pub struct Facts {
     pub overlap: Option<Overlap>,
     pub ours: Side,
     pub theirs: Account,
+}
+
+impl Facts {
+    /// Whoever is asked and says nothing is not reached, however good the path was a moment ago.
+    pub fn is_silent(&self) -> bool {
+        self.theirs == Account::Silent && self.heard.is_none_or(|ago| ago >= FRESH)
+    }
 }
 
 /// One of the two ends.
@@ -113,6 +125,10 @@ pub enum Verdict {
     Idle,
     /// The peer is there, says the server, and does not answer.
     Unanswered,
+    /// It answered, so long ago, and does so by no way any more. The server has not missed it yet.
+    Lost {
+        heard: Option<Duration>,
+    },
     DirectOff(End),
     Overlap(Overlap),
     NoCommonFamily {
@@ -137,6 +153,12 @@ pub enum Verdict {
     NoHairpin {
         outside: IpAddr,
     },
+    /// As before, and both have tried the other's inside addresses.
+    Isolated {
+        outside: IpAddr,
+    },
+    /// The server is spoken to by TCP, because UDP did not pass; it does now.
+    UdpBack(End),
     /// What one end sends arrives; what is sent to this one does not.
     InboundFiltered(End),
     /// Nothing passes, in either direction.
@@ -179,29 +201,47 @@ pub fn judge(facts: &Facts) -> Verdict {
     if !ours.has(Side::DEVICE) {
         return Verdict::NoDevice;
     }
-    match facts.way {
+    match facts.way.filter(|_| !facts.is_silent()) {
         Some(Way::Direct(to)) => Verdict::Direct { to, srtt: facts.srtt },
         Some(Way::Relay) => relayed(facts),
         None => unconnected(facts),
     }
 }
 
-/// There is no session.
+/// There is no session, or nobody answers in it.
 fn unconnected(facts: &Facts) -> Verdict {
-    let ours = &facts.ours;
-    if !ours.has(Side::ATTACHED) {
-        if !ours.has(Side::ROUTE4) && !ours.has(Side::ROUTE6) {
-            return Verdict::NoNetwork;
-        }
-        if is_blocked(ours) || (facts.server_tcp == Some(true) && !ours.has(Side::UDP_ANSWERED)) {
-            return Verdict::UdpBlocked(End::Ours);
-        }
-        return if facts.cached { Verdict::ServerDownTried } else { Verdict::ServerDown };
+    // Who was never sent to has not failed: what the server says of it holds, as long as there is a server.
+    let is_server_there = if facts.idle { facts.ours.has(Side::ATTACHED) } else { has_server(facts) };
+    if !is_server_there {
+        return without_server(facts);
     }
     if !facts.online {
         return Verdict::Offline;
     }
-    if facts.idle { Verdict::Idle } else { Verdict::Unanswered }
+    match facts.session {
+        Some(_) => Verdict::Lost { heard: facts.heard },
+        None if facts.idle => Verdict::Idle,
+        None => Verdict::Unanswered,
+    }
+}
+
+/// Whether the server is spoken to and has answered just now: it is missed only after a while.
+fn has_server(facts: &Facts) -> bool {
+    let ours = &facts.ours;
+    let by_tcp = ours.has(Side::BY_TCP) && facts.server_tcp != Some(false);
+    ours.has(Side::ATTACHED) && (ours.has(Side::UDP_ANSWERED) || by_tcp)
+}
+
+/// Nobody is reached, the server neither.
+fn without_server(facts: &Facts) -> Verdict {
+    let ours = &facts.ours;
+    if !ours.has(Side::ROUTE4) && !ours.has(Side::ROUTE6) {
+        return Verdict::NoNetwork;
+    }
+    if is_blocked(ours) || (facts.server_tcp == Some(true) && !ours.has(Side::UDP_ANSWERED)) {
+        return Verdict::UdpBlocked(End::Ours);
+    }
+    if facts.cached { Verdict::ServerDownTried } else { Verdict::ServerDown }
 }
 
 /// There is a session, by the relay.
@@ -220,6 +260,7 @@ fn relayed(facts: &Facts) -> Verdict {
     }
     let theirs = match &facts.theirs {
         Account::Told(theirs) => theirs,
+        Account::Silent | Account::NotAsked if !has_server(facts) => return without_server(facts),
         Account::Silent | Account::NotAsked if !facts.online => return Verdict::Offline,
         Account::Silent | Account::NotAsked => return Verdict::HalfKnown { understood: true },
         Account::NotUnderstood => return Verdict::HalfKnown { understood: false },
@@ -229,6 +270,10 @@ fn relayed(facts: &Facts) -> Verdict {
     }
     if is_blocked(theirs) {
         return Verdict::UdpBlocked(End::Theirs);
+    }
+    let by_tcp = [(End::Ours, ours), (End::Theirs, theirs)].into_iter().find(|(_, side)| side.has(Side::BY_TCP));
+    if let Some((end, _)) = by_tcp {
+        return Verdict::UdpBack(end);
     }
     if let (Some(ours), Some(theirs)) = (only_family(ours), only_family(theirs))
         && ours != theirs
@@ -247,15 +292,22 @@ fn relayed(facts: &Facts) -> Verdict {
     if facts.session.is_some_and(|age| age < YOUNG) && !tried {
         return Verdict::Probing;
     }
+    if ours.mapping == Mapping::Dependent && theirs.mapping == Mapping::Dependent {
+        return Verdict::BothHard;
+    }
+    let arrived = |side: &Side| side.tries.iter().any(|one| one.arrived > 0);
+    let sent = |side: &Side| side.tries.iter().any(|one| one.sent > 0);
     let same_outside = ours.observed.zip(theirs.observed).filter(|(one, other)| one.ip() == other.ip());
-    if let Some((outside, _)) = same_outside.filter(|_| ours.mapping != Mapping::NoNat) {
-        return Verdict::NoHairpin { outside: outside.ip() };
+    let is_shut = ours.mapping != Mapping::NoNat && !arrived(ours) && !arrived(theirs);
+    if let Some((outside, _)) = same_outside.filter(|_| is_shut) {
+        let inside = |side: &Side| side.tries.iter().any(|one| one.kind == Some(CandidateKind::Host) && one.sent > 0);
+        let outside = outside.ip();
+        let tried = inside(ours) && inside(theirs);
+        return if tried { Verdict::Isolated { outside } } else { Verdict::NoHairpin { outside } };
     }
     if let Some(verdict) = hard(ours, theirs) {
         return verdict;
     }
-    let arrived = |side: &Side| side.tries.iter().any(|one| one.arrived > 0);
-    let sent = |side: &Side| side.tries.iter().any(|one| one.sent > 0);
     match (arrived(ours), arrived(theirs)) {
         (true, false) if sent(ours) => Verdict::InboundFiltered(End::Theirs),
         (false, true) if sent(theirs) => Verdict::InboundFiltered(End::Ours),
@@ -264,12 +316,11 @@ fn relayed(facts: &Facts) -> Verdict {
     }
 }
 
-/// What the kinds of translators alone explain.
+/// What one hard translator alone explains.
 fn hard(ours: &Side, theirs: &Side) -> Option<Verdict> {
     let is_hard = |side: &Side| side.mapping == Mapping::Dependent;
     let hard = match (is_hard(ours), is_hard(theirs)) {
-        (true, true) => return Some(Verdict::BothHard),
-        (true, false) => End::Ours,
+        (true, _) => End::Ours,
         (false, true) => End::Theirs,
         (false, false) => return None,
     };
@@ -286,7 +337,8 @@ fn hard(ours: &Side, theirs: &Side) -> Option<Verdict> {
 }
 
 fn is_blocked(side: &Side) -> bool {
-    side.mapping == Mapping::Blocked || side.has(Side::BY_TCP)
+    let back = side.has(Side::UDP_ANSWERED);
+    side.mapping == Mapping::Blocked || (side.has(Side::BY_TCP) && !back)
 }
 
 /// The family of an end that has only one.
@@ -314,6 +366,7 @@ impl Verdict {
             Self::Offline => "offline",
             Self::Idle => "idle",
             Self::Unanswered => "unanswered",
+            Self::Lost { .. } => "lost",
             Self::DirectOff(End::Ours) => "direct-off-here",
             Self::DirectOff(End::Theirs) => "direct-off-there",
             Self::Overlap(_) => "overlap",
@@ -323,6 +376,9 @@ impl Verdict {
             Self::HardNatOff { .. } => "hard-nat-off",
             Self::HardNat { .. } => "hard-nat",
             Self::NoHairpin { .. } => "no-hairpin",
+            Self::Isolated { .. } => "isolated",
+            Self::UdpBack(End::Ours) => "udp-back-here",
+            Self::UdpBack(End::Theirs) => "udp-back-there",
             Self::InboundFiltered(End::Ours) => "inbound-filtered-here",
             Self::InboundFiltered(End::Theirs) => "inbound-filtered-there",
             Self::FilteredBetween => "filtered-between",
@@ -335,7 +391,7 @@ impl Verdict {
 
     /// Whether there is nothing to mend.
     pub fn is_fine(&self) -> bool {
-        matches!(self, Self::Direct { .. } | Self::Idle | Self::Probing)
+        matches!(self, Self::Direct { .. } | Self::Idle | Self::Probing | Self::UdpBack(_))
     }
 
     /// What it comes down to, in a sentence. `peer` is the other end's name.
@@ -366,6 +422,13 @@ impl Verdict {
             Self::Idle => format!("nothing was sent to {peer} yet, so no path was made; nothing is known to be wrong"),
             Self::Unanswered => {
                 format!("the server says that {peer} is there, but it answers nothing, not even by the relay")
+            }
+            Self::Lost { heard } => {
+                let what = match heard {
+                    Some(ago) => format!("nothing has come from {peer} for {}", Seconds(ago.as_secs_f64())),
+                    None => format!("nothing comes from {peer} any more"),
+                };
+                format!("{what}, neither directly nor by the relay: it stopped, or has lost its network")
             }
             Self::DirectOff(End::Ours) => "this machine's configuration has direct: false".into(),
             Self::DirectOff(End::Theirs) => format!("{peer}'s configuration has direct: false"),
@@ -398,6 +461,15 @@ impl Verdict {
             Self::NoHairpin { outside } => format!(
                 "both ends are behind {outside}, which does not lead back in, and no address inside it was reached"
             ),
+            Self::Isolated { outside } => format!(
+                "both ends are behind {outside} and have tried each other's inside addresses, and nothing passes: \
+                 the network they share keeps its machines apart, or theirs are two behind one NAT of a provider"
+            ),
+            Self::UdpBack(end) => format!(
+                "{} connection to the server is still by TCP; UDP passes again and is used within a minute, and then \
+                 the direct ways are tried",
+                whose(*end, peer)
+            ),
             Self::InboundFiltered(End::Ours) => {
                 format!(
                     "what this machine sends arrives at {peer}, but what {peer} sends here does not: a firewall here drops it"
@@ -424,7 +496,7 @@ impl Verdict {
     /// The one change that would help; `None` where there is nothing to mend.
     pub fn fix(&self, peer: &str) -> Option<String> {
         Some(match self {
-            Self::Direct { .. } | Self::Probing => return None,
+            Self::Direct { .. } | Self::Probing | Self::UdpBack(_) => return None,
             Self::UnknownName { .. } => "use a name from `eps-actor members`, or invite that machine".into(),
             Self::Removed => format!("to have {peer} back, invite it anew: `eps-actor invite` at the server"),
             Self::NoDevice => "look into `eps-actor status` and the log why the device is not there; as root the \
@@ -443,6 +515,7 @@ impl Verdict {
             Self::Offline => format!("start {peer}, or `eps-actor client` on it, or its network"),
             Self::Idle => format!("`eps-actor ping {peer}` makes a path"),
             Self::Unanswered => format!("look into {peer}'s log; restarting its client makes new sessions"),
+            Self::Lost { .. } => format!("look after {peer}: whether it is on, has a network, and its client runs"),
             Self::DirectOff(End::Ours) => "set direct: true here".into(),
             Self::DirectOff(End::Theirs) => format!("set direct: true at {peer}"),
             Self::Overlap(Overlap { device, .. }) => {
@@ -469,6 +542,9 @@ impl Verdict {
                  loopback) in the router"
                     .into()
             }
+            Self::Isolated { .. } => "switch off client isolation (AP isolation) in the Wi-Fi or router they share; \
+                                      behind a provider's NAT, give both IPv6"
+                .into(),
             Self::InboundFiltered(End::Ours) => {
                 "allow incoming UDP to the client's port in this machine's firewall (listen-port makes it a fixed one)"
                     .into()
@@ -588,7 +664,16 @@ mod tests {
                 },
                 "udp-blocked-here",
             ),
-            case("UDP blocked here, on the relay by TCP", |f, _| f.ours.set(Side::BY_TCP, true), "udp-blocked-here"),
+            case(
+                "UDP blocked here, on the relay by TCP",
+                |f, _| f.ours.flags = ALL & !Side::UDP_ANSWERED | Side::BY_TCP,
+                "udp-blocked-here",
+            ),
+            case(
+                "UDP blocked there, on the relay by TCP",
+                |_, t| t.flags = ALL & !Side::UDP_ANSWERED | Side::BY_TCP,
+                "udp-blocked-there",
+            ),
             case("UDP blocked there", |_, t| t.mapping = Mapping::Blocked, "udp-blocked-there"),
             case("direct off here", |f, _| f.ours.set(Side::DIRECT, false), "direct-off-here"),
             case("direct off there", |_, t| t.set(Side::DIRECT, false), "direct-off-there"),
@@ -663,7 +748,86 @@ mod tests {
                 },
                 "nothing-to-try",
             ),
-            case("the other end is silent", |f, _| f.theirs = Account::Silent, "half-known"),
+            case(
+                "the other end is silent, and something came just now",
+                |f, _| (f.theirs, f.heard) = (Account::Silent, Some(Duration::from_millis(300))),
+                "half-known",
+            ),
+            case(
+                "killed, and the path looks well",
+                |f, _| {
+                    (f.way, f.theirs) = (Some(Way::Direct(addr(2))), Account::Silent);
+                    f.heard = Some(Duration::from_secs(9));
+                },
+                "lost",
+            ),
+            case(
+                "killed, and all paths are dead",
+                |f, _| (f.way, f.heard) = (None, Some(Duration::from_secs(40))),
+                "lost",
+            ),
+            case(
+                "killed, and the server has missed it",
+                |f, _| (f.way, f.heard, f.online) = (None, Some(Duration::from_secs(90)), false),
+                "offline",
+            ),
+            case(
+                "the server died under a relayed pair and is missed",
+                |f, _| {
+                    (f.theirs, f.cached, f.heard) = (Account::Silent, true, Some(Duration::from_secs(3)));
+                    f.ours.flags = ALL & !(Side::ATTACHED | Side::UDP_ANSWERED);
+                },
+                "server-down-tried",
+            ),
+            case(
+                "the server died a moment ago: what it said last does not count",
+                |f, _| {
+                    (f.theirs, f.cached, f.heard) = (Account::Silent, true, Some(Duration::from_secs(3)));
+                    f.ours.set(Side::UDP_ANSWERED, false);
+                },
+                "server-down-tried",
+            ),
+            case(
+                "UDP is blocked from now on, under a relayed pair",
+                |f, _| {
+                    (f.theirs, f.cached, f.server_tcp) = (Account::Silent, true, Some(true));
+                    f.ours.set(Side::UDP_ANSWERED, false);
+                },
+                "udp-blocked-here",
+            ),
+            case(
+                "the server went, and the relay still works",
+                |f, _| f.ours.flags = ALL & !(Side::ATTACHED | Side::UDP_ANSWERED),
+                "filtered-between",
+            ),
+            case("UDP is back there, on TCP still", |_, t| t.set(Side::BY_TCP, true), "udp-back-there"),
+            case("UDP is back here, on TCP still", |f, _| f.ours.set(Side::BY_TCP, true), "udp-back-here"),
+            case(
+                "two hard NATs with one outside address",
+                |f, t| {
+                    (f.ours.mapping, t.mapping) = (Mapping::Dependent, Mapping::Dependent);
+                    t.observed = Some(addr(1));
+                },
+                "both-hard",
+            ),
+            case(
+                "in one Wi-Fi that keeps its machines apart",
+                |f, t| {
+                    (f.ours.mapping, t.mapping) = (Mapping::Independent, Mapping::Independent);
+                    t.observed = Some(addr(1));
+                    (f.ours.tries[0].kind, t.tries[0].kind) = (Some(CandidateKind::Host), Some(CandidateKind::Host));
+                },
+                "isolated",
+            ),
+            case(
+                "behind one NAT, and a firewall at the other end",
+                |f, t| {
+                    (f.ours.mapping, t.mapping) = (Mapping::Independent, Mapping::Independent);
+                    t.observed = Some(addr(1));
+                    f.ours.tries[0].arrived = 4;
+                },
+                "inbound-filtered-there",
+            ),
             case("the other end is older", |f, _| f.theirs = Account::NotUnderstood, "half-known"),
             case(
                 "both arrive, and no path answers",

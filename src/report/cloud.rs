@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -10,6 +11,9 @@ use serde::Serialize;
 use super::snapshot::seconds;
 use crate::actors::cloud::CloudShared;
 use crate::actors::cloud_system::CloudNode;
+use crate::proto::cloud::CloudPeer as Handle;
+use crate::proto::rivals::Port;
+use crate::proto::session::Meter;
 use crate::scaled::Bytes;
 
 /// Stations that are listed; a report is for eyes.
@@ -40,6 +44,8 @@ pub struct CloudSelf {
 #[derive(Debug, Clone, Serialize)]
 pub struct CloudPeer {
     pub address: String,
+    /// Further addresses of the same node.
+    pub also: Vec<String>,
     pub connected_seconds: f64,
     pub last_heard_seconds: Option<f64>,
     pub rx_bytes: u64,
@@ -56,6 +62,44 @@ pub struct CloudStation {
     pub vlan: u16,
     pub peer: String,
     pub last_seen_seconds: f64,
+}
+
+/// The port of a member that bridges a cloud.
+#[derive(Debug, Clone, Serialize)]
+pub struct CloudPort {
+    /// `open`, `waiting` for peers or to hear of others, `held back` because another member bridges the cloud, or
+    /// `no right` to bridge: then frames cross between the cloud and the device only.
+    pub state: &'static str,
+    /// The member that bridges in its place.
+    pub held_for: Option<String>,
+    pub listen: Vec<String>,
+    pub connect: Vec<String>,
+    /// Learned behind peers.
+    pub stations: usize,
+    /// By address.
+    pub peers: Vec<CloudPeer>,
+}
+
+/// The port of a member at this moment.
+pub fn port(shared: &CloudShared, now: Instant) -> CloudPort {
+    let (peers, _) = peers(shared, now);
+    let (state, held_for) = match &shared.bridge {
+        Some(bridge) => match &*bridge.port() {
+            (Port::Waiting, _) => ("waiting", None),
+            (Port::Held(_), name) => ("held back", Some(name.clone())),
+            (Port::Open, _) if !bridge.has_right() => ("no right", None),
+            (Port::Open, _) => ("open", None),
+        },
+        None => ("open", None),
+    };
+    CloudPort {
+        state,
+        held_for,
+        listen: shared.uplinks.readers().map(|uplink| uplink.local_addr().to_string()).collect(),
+        connect: shared.connect.iter().map(ToString::to_string).collect(),
+        stations: peers.iter().map(|peer| peer.stations).sum(),
+        peers,
+    }
 }
 
 /// One end of a cloud at this moment.
@@ -84,15 +128,23 @@ pub fn peers(shared: &CloudShared, now: Instant) -> (Vec<CloudPeer>, Vec<CloudSt
     let (view, fdb) = (views.peers.load(), views.fdb.load());
     let table = fdb.stations();
     let ago = |ms: u64| seconds(now.saturating_duration_since(views.epoch.at(ms)));
-    let peers = view.peers.iter().map(|peer| CloudPeer {
-        address: peer.endpoint.addr.to_string(),
-        connected_seconds: seconds(now.saturating_duration_since(peer.since)),
-        last_heard_seconds: peer.meter.heard_ms().map(ago),
-        rx_bytes: peer.meter.rx_bytes.load(Relaxed),
-        tx_bytes: peer.meter.tx_bytes.load(Relaxed),
-        rx_frames: peer.meter.rx_frames.load(Relaxed),
-        tx_frames: peer.meter.tx_frames.load(Relaxed),
-        stations: table.iter().filter(|station| station.peer == peer.idx).count(),
+    let peers = view.flooded.iter().map(|peer| {
+        let first = peer.endpoint.addr;
+        let doubles = view.doubles.iter().filter(|(_, older)| **older == first).map(|(younger, _)| younger);
+        let doubles: Vec<_> = doubles.filter_map(|addr| view.by_addr.get(addr)).collect();
+        let all: Vec<&Handle> = std::iter::once(&**peer).chain(doubles.iter().map(|peer| &***peer)).collect();
+        let sum = |of: fn(&Meter) -> &AtomicU64| all.iter().map(|peer| of(&peer.meter).load(Relaxed)).sum();
+        CloudPeer {
+            address: first.to_string(),
+            also: doubles.iter().map(|peer| peer.endpoint.addr.to_string()).collect(),
+            connected_seconds: seconds(now.saturating_duration_since(peer.since)),
+            last_heard_seconds: all.iter().filter_map(|peer| peer.meter.heard_ms()).max().map(ago),
+            rx_bytes: sum(|meter| &meter.rx_bytes),
+            tx_bytes: sum(|meter| &meter.tx_bytes),
+            rx_frames: sum(|meter| &meter.rx_frames),
+            tx_frames: sum(|meter| &meter.tx_frames),
+            stations: table.iter().filter(|station| all.iter().any(|peer| peer.idx == station.peer)).count(),
+        }
     });
     let stations = table.iter().filter_map(|station| {
         Some(CloudStation {

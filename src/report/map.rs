@@ -2,23 +2,27 @@
 
 use std::time::Duration;
 
-use super::cloud;
 use super::json::time;
 use super::snapshot::{Role, Snapshot};
+use super::{cloud, tunnel};
 use crate::proto::topology::{self, Link, LinkKind, Member, Topology};
 
 /// The map; empty at a client, and before the coordinator has read its store.
 pub fn dot(snapshot: &Snapshot) -> String {
-    if let Role::Cloud(part) = &snapshot.role {
-        return cloud::dot(part, &time(snapshot));
+    match &snapshot.role {
+        Role::Cloud(part) => return cloud::dot(part, &time(snapshot)),
+        Role::Tunnel(part) => return tunnel::dot(part, &time(snapshot)),
+        Role::Client(_) | Role::Server(_) => {}
     }
     topology(snapshot).map(|topology| topology::dot(&topology, &time(snapshot))).unwrap_or_default()
 }
 
 /// What changes when the network does; `None` while there is nothing to draw.
 pub fn shape(snapshot: &Snapshot) -> Option<u64> {
-    if let Role::Cloud(part) = &snapshot.role {
-        return Some(cloud::shape(part));
+    match &snapshot.role {
+        Role::Cloud(part) => return Some(cloud::shape(part)),
+        Role::Tunnel(part) => return Some(tunnel::shape(part)),
+        Role::Client(_) | Role::Server(_) => {}
     }
     topology(snapshot).map(|topology| topology::shape(&topology))
 }
@@ -26,8 +30,7 @@ pub fn shape(snapshot: &Snapshot) -> Option<u64> {
 fn topology(snapshot: &Snapshot) -> Option<Topology> {
     let part = match &snapshot.role {
         Role::Server(part) => part,
-        Role::Tunnel(part) => return Some(super::tunnel::topology(part)),
-        Role::Client(_) | Role::Cloud(_) => return None,
+        Role::Tunnel(_) | Role::Client(_) | Role::Cloud(_) => return None,
     };
     let network = part.network.as_ref()?;
     let members = network.leases.iter().map(|lease| Member {

@@ -18,7 +18,7 @@ pub mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ use crate::actors::server_link::ServerLink;
 use crate::actors::supervisor::Supervisor;
 use crate::actors::{why, words};
 use crate::config::{Expiry, ScorecardFormat};
+use crate::io::clock::unix_time;
 use crate::io::netlink::{Netlink, default_source};
 use crate::messages::coordinator::{Invite, Kick, NetworkDescription};
 use crate::messages::peer_table::SetMode;
@@ -75,7 +76,7 @@ pub fn answer_client(
                 let _ = shared.end.try_send(Ending::Left);
                 Ok(json!({ "left": true }))
             }
-            Some("paths") => paths(&request, &sampler, &table),
+            Some("paths") => paths(&request, &shared, &sampler, &table),
             Some("inject_panic") => inject(&request, &supervisor),
             other => Err(unknown(other, "client")),
         }
@@ -83,22 +84,25 @@ pub fn answer_client(
 }
 
 /// The paths to one peer or to all; with a `mode`, sets how they are used.
-fn paths(request: &Value, sampler: &Sampler, table: &Address<PeerTable>) -> Result<Value, String> {
-    let snapshot = sampler.take(Instant::now());
-    let snapshot::Role::Client(part) = &snapshot.role else { return Err("only a client has paths".into()) };
-    let named = request["peer"].as_str();
-    let meant: Vec<_> = part.peers.iter().filter(|peer| named.is_none_or(|name| peer.name == name)).collect();
-    if let (Some(name), true) = (named, meant.is_empty()) {
-        return Err(format!("no other member is called {name}; `eps-actor members` lists them"));
-    }
+fn paths(
+    request: &Value,
+    shared: &ClientShared,
+    sampler: &Sampler,
+    table: &Address<PeerTable>,
+) -> Result<Value, String> {
+    let named = request["peer"].as_str().map(|who| words::find(shared, who).map_err(|error| error.to_string()));
+    let named = named.transpose()?;
     if let Some(word) = request["mode"].as_str() {
         let mode = word.parse()?;
-        let peer = named.and_then(|_| meant.first()).map(|peer| peer.key);
-        if !cast(table, SetMode { peer, mode }) {
+        if !cast(table, SetMode { peer: named.as_ref().map(|peer| peer.key), mode }) {
             return Err("the peer table is busy; try again".into());
         }
-        return Ok(json!({ "peer": named, "mode": word }));
+        return Ok(json!({ "peer": named.map(|peer| peer.name), "mode": word }));
     }
+    let snapshot = sampler.take(Instant::now());
+    let snapshot::Role::Client(part) = &snapshot.role else { return Err("only a client has paths".into()) };
+    let is_meant = |peer: &&snapshot::Peer| named.as_ref().is_none_or(|named| peer.key == named.key);
+    let meant: Vec<_> = part.peers.iter().filter(is_meant).collect();
     Ok(json!({
         "peers": meant,
         "copies_sent_bytes": snapshot.totals.copies_sent_bytes,
@@ -225,7 +229,7 @@ async fn invite(
     reusable: bool,
     patience: Duration,
 ) -> Result<(String, Option<u64>), String> {
-    let expires_unix = expiry.duration().map(|life| unix() + life.as_secs());
+    let expires_unix = expiry.duration().map(|life| unix_time().as_secs() + life.as_secs());
     let (reply, told) = smol::channel::bounded(1);
     cast(coordinator, Invite { expires_unix, uses: (!reusable).then_some(1), reply });
     match order(told).await? {
@@ -302,19 +306,15 @@ pub async fn welcome(shared: Arc<ServerShared>, coordinator: Address<Coordinator
     );
     if config.open {
         let line = join_line(&shared, None, config.upnptimeout * 2).await;
-        println!("anybody may join with:\n\n    eps-actor client --join {line}\n");
+        println!("anybody may join with:\n\n    eps-actor client --join '{line}'\n");
     } else if description.members.is_empty() {
         match invite(&shared, &coordinator, config.invite_expiry, false, config.upnptimeout * 2).await {
             Ok((line, _)) => {
-                println!("join with (once; `eps-actor invite` makes more):\n\n    eps-actor client --join {line}\n")
+                println!("join with (once; `eps-actor invite` makes more):\n\n    eps-actor client --join '{line}'\n")
             }
             Err(why) => log::warn!("no invitation could be made: {why}"),
         }
     } else {
         println!("`eps-actor invite` lets another machine join");
     }
-}
-
-fn unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 
-use super::cloud::CloudPart;
+use super::cloud::{CloudPart, CloudPort};
 use super::snapshot::{ClientPart, PEER_STATES, Role, ServerPart, Snapshot};
 use super::stats_text::Sums;
 use crate::counters::DropReason;
@@ -117,6 +117,9 @@ fn client(page: &mut Page, part: &ClientPart) {
         .known(&[], server.last_contact_seconds);
     page.gauge("eps_map_version", "Version of the member map.").sample(&[], server.map_version);
     page.gauge("eps_mac_entries", "Stations in the forwarding database.").sample(&[], part.node.stations);
+    if let Some(port) = &part.cloud {
+        cloud_port(page, port);
+    }
     let mut states = page.gauge("eps_peers", "Other members by how they are reached.");
     for state in PEER_STATES {
         states = states.sample(&[("state", state)], part.peers.iter().filter(|peer| peer.state == state).count());
@@ -189,6 +192,15 @@ fn server(page: &mut Page, part: &ServerPart) {
             links = links.sample(&[label, ("way", way)], count);
         }
     }
+}
+
+/// The port of a member to an ethcloud.
+fn cloud_port(page: &mut Page, port: &CloudPort) {
+    page.gauge("eps_cloud_port_open", "Whether frames cross between the network and the cloud that is bridged.")
+        .sample(&[], u8::from(port.state == "open"));
+    page.gauge("eps_cloud_peers", "Peers of the cloud that is bridged.").sample(&[], port.peers.len());
+    page.gauge("eps_cloud_mac_entries", "Stations behind peers of the cloud that is bridged.")
+        .sample(&[], port.stations);
 }
 
 fn cloud(page: &mut Page, part: &CloudPart) {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -23,11 +23,12 @@ use crate::actors::tunnel_system::TunnelShared;
 use crate::config::right_names;
 use crate::counters::Tally;
 use crate::ids::{PublicKey, UplinkId};
+use crate::io::clock::unix_time;
 use crate::messages::coordinator::NetworkDescription;
 use crate::proto::crypto::Suite;
 use crate::proto::nat::NatReport;
 use crate::proto::path::State;
-use crate::proto::peers::{PathDescription, PeerDescription, PeerState};
+use crate::proto::peers::{PathDescription, PeerDescription};
 use crate::wire::join::fingerprint;
 
 /// How often the Stats actor moves the window.
@@ -82,8 +83,8 @@ pub struct ClientPart {
     pub routing: Routing,
     /// By address.
     pub peers: Vec<Peer>,
-    /// Peers of the ethcloud that it bridges, where it does.
-    pub cloud: Option<Vec<super::cloud::CloudPeer>>,
+    /// The port to the ethcloud that it bridges, where it does.
+    pub cloud: Option<super::cloud::CloudPort>,
 }
 
 /// What the NAT in front of a client does.
@@ -130,7 +131,7 @@ pub struct Peer {
     pub address6: Option<String>,
     pub mac: String,
     pub online: bool,
-    /// `direct`, `relay`, `searching`, `idle` or `offline`.
+    /// `direct`, `relay`, `searching`, `lost`, `idle` or `offline`.
     pub state: &'static str,
     pub path: Option<String>,
     pub rtt_ms: Option<f64>,
@@ -171,6 +172,8 @@ pub struct PeerPath {
     pub jitter_ms: Option<f64>,
     pub loss_percent: Option<f64>,
     pub last_proof_seconds: Option<f64>,
+    /// The longest IP packet that passed, where frames go by it.
+    pub mtu: Option<u16>,
     /// Bytes of datagrams of the session.
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -275,7 +278,7 @@ impl Sampler {
     pub fn new(source: Source, supervisor: Supervisor, now: Instant) -> Self {
         let base = Base { at: now, totals: Tally::default(), members: BTreeMap::new(), pairs: BTreeMap::new() };
         let base = Arc::new(base);
-        Self { source, supervisor, started: (now, unix()), bases: Mutex::new([base.clone(), base]) }
+        Self { source, supervisor, started: (now, unix_time()), bases: Mutex::new([base.clone(), base]) }
     }
 
     /// The counters that failed outputs are added to.
@@ -332,7 +335,7 @@ impl Sampler {
             }
         };
         Snapshot {
-            time: unix(),
+            time: unix_time(),
             started: self.started.1,
             uptime: now.saturating_duration_since(self.started.0),
             window: Window { length, grown: totals.since(&base.totals) },
@@ -369,11 +372,6 @@ impl Base {
             .collect();
         Self { at, totals: snapshot.totals.clone(), members, pairs }
     }
-}
-
-/// What the wall clock says, since 1970.
-fn unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Milliseconds are as exact as anybody reads.
@@ -420,7 +418,7 @@ fn client(shared: &ClientShared, now: Instant) -> ClientPart {
         nat: nat_part(&shared.nat.load()),
         routing: Routing::of(shared),
         peers: peers.into_iter().map(|peer| peer_part(shared, peer, now)).collect(),
-        cloud: shared.cloud.get().map(|cloud| super::cloud::peers(cloud, now).0),
+        cloud: shared.cloud.get().map(|cloud| super::cloud::port(cloud, now)),
     }
 }
 
@@ -445,8 +443,8 @@ fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Pee
         address6: peer.certificate.ip6.map(|ip6| ip6.to_string()),
         mac: peer.certificate.mac.to_string(),
         online: peer.online,
-        state: state_word(peer.state),
-        path: peer.route.map(|route| route.endpoint.to_string()),
+        state: peer.state.word(),
+        path: peer.way().map(|route| route.endpoint.to_string()),
         rtt_ms: peer.srtt.map(|srtt| (srtt.as_secs_f64() * 1e6).round() / 1e3),
         path_mtu: peer.mtu.map(|mtu| mtu.packet),
         last_proof_seconds: proof.map(|proof| seconds(now.saturating_duration_since(proof))),
@@ -493,6 +491,7 @@ fn path_part(shared: &ClientShared, path: &PathDescription, now: Instant) -> Pee
         jitter_ms: path.jitter.map(millis),
         loss_percent: path.loss.map(percent),
         last_proof_seconds: proof.map(|proof| seconds(now.saturating_duration_since(proof))),
+        mtu: path.mtu.map(|mtu| mtu.packet),
         rx_bytes: path.meter.rx_bytes.load(Relaxed),
         tx_bytes: path.meter.tx_bytes.load(Relaxed),
     }
@@ -507,17 +506,7 @@ fn percent(part: f64) -> f64 {
 }
 
 /// The words for the states of peers, in the order of the best first.
-pub const PEER_STATES: [&str; 5] = ["direct", "relay", "searching", "idle", "offline"];
-
-fn state_word(state: PeerState) -> &'static str {
-    match state {
-        PeerState::Direct => "direct",
-        PeerState::Relay => "relay",
-        PeerState::Searching => "searching",
-        PeerState::Idle => "idle",
-        PeerState::Offline => "offline",
-    }
-}
+pub const PEER_STATES: [&str; 6] = ["direct", "relay", "searching", "lost", "idle", "offline"];
 
 pub(super) fn suite_word(suite: Suite) -> &'static str {
     match suite {

@@ -1,5 +1,7 @@
 //! A tunnel in a snapshot: its part, its answers, its samples for Prometheus and its map.
 
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -12,8 +14,8 @@ use super::snapshot::{Base, Sampler, seconds, suite_word};
 use super::{inject, map, outputs, unknown};
 use crate::actors::supervisor::Supervisor;
 use crate::actors::tunnel_system::TunnelShared;
-use crate::proto::topology::{Member, Topology};
 use crate::proto::tunnel::{End, PathDescription};
+use crate::scaled::Bytes;
 
 /// What only a tunnel has.
 #[derive(Debug, Clone)]
@@ -202,16 +204,40 @@ pub(super) fn samples(page: &mut Page, part: &TunnelPart) {
     }
 }
 
-/// The far ends of its paths, around this one.
-pub(super) fn topology(part: &TunnelPart) -> Topology {
-    let members = part.paths.iter().enumerate().map(|(number, path)| Member {
-        name: format!("path {number}"),
-        address: path.name(),
-        online: path.state == "up",
-        rx_bytes: path.rx_bytes,
-        tx_bytes: path.tx_bytes,
-        rx_rate: path.rx_bits_per_second,
-        tx_rate: path.tx_bits_per_second,
-    });
-    Topology { server: part.node.addresses.join(", "), members: members.collect(), links: Vec::new() }
+/// The tunnel as this end sees it, in DOT: itself in the middle, and the far end of each path by a line.
+pub(super) fn dot(part: &TunnelPart, time: &str) -> String {
+    let mut text = String::new();
+    write_dot(&mut text, part, time).expect("a String takes all that is written");
+    text
+}
+
+fn write_dot(text: &mut String, part: &TunnelPart, time: &str) -> std::fmt::Result {
+    let TunnelNode { end, addresses, .. } = &part.node;
+    let up = part.paths.iter().filter(|path| path.state == "up").count();
+    writeln!(text, "graph eps {{")?;
+    writeln!(text, "  // {time}")?;
+    writeln!(text, "  label=\"tunnel, {up} of {} paths up, {time}\";", part.paths.len())?;
+    writeln!(text, "  node [style=filled, fontname=\"sans-serif\"];")?;
+    let own = addresses.join("\\n");
+    writeln!(text, "  self [label=\"tunnel {end}\\n{own}\", shape=box, fillcolor=lightblue];")?;
+    for (number, path) in part.paths.iter().enumerate() {
+        let colour = match path.state {
+            "up" => "palegreen",
+            "waiting" => "white",
+            _ => "salmon",
+        };
+        let (name, state) = (path.name(), path.state);
+        writeln!(text, "  path{number} [label=\"path {number}\\n{name}\\n{state}\", fillcolor={colour}];")?;
+        let (bytes_in, bytes_out) = (Bytes(path.rx_bytes), Bytes(path.tx_bytes));
+        writeln!(text, "  self -- path{number} [tooltip=\"in {bytes_in}, out {bytes_out}\"];")?;
+    }
+    writeln!(text, "}}")
+}
+
+/// A number that changes when a path comes, goes, or is otherwise.
+pub(super) fn shape(part: &TunnelPart) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    part.node.addresses.hash(&mut hasher);
+    part.paths.iter().for_each(|path| (path.name(), path.state).hash(&mut hasher));
+    hasher.finish()
 }

@@ -5,14 +5,14 @@
 //! +--------------------------------------------+--------+-----------------------------------------------------------+
 //! | token, 56 bits                             | type   | 0 frame: the frame, from its destination to its end       |
 //! |                                            |        | 1 peers: n, n of (IPv4, port), m, m of (IPv6, port)       |
-//! |                                            |        | 2 get peers: nothing, or 16 bytes that know their sender  |
+//! |                                            |        | 2 get peers: nothing, or what our kind says of itself     |
 //! |                                            |        | 3 close: nothing                                          |
 //! +--------------------------------------------+--------+-----------------------------------------------------------+
 //! ```
 //!
 //! Nothing is sealed, numbered or acknowledged: whoever knows the token is believed. Bytes that follow a message are
 //! passed over, as the program of 2015 does, and so is a list that ends before its second half. That is what lets a Get
-//! carry [`Mark`], by which a node recognises itself.
+//! or a list carry a [`Sign`], by which a node recognises itself, and others that two addresses are one node.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -40,8 +40,18 @@ pub struct Token([u8; 7]);
 #[error("write a number from 0 to 72057594037927935; higher ones do not fit the 7 bytes a token has")]
 pub struct TokenError;
 
-/// 16 bytes behind a Get, drawn by its sender for the address it goes to.
+/// 16 bytes drawn by the sender of a Get for the address it goes to.
 pub type Mark = [u8; 16];
+
+/// What follows a Get of our kind, or a list to our kind, each part 16 bytes; who has less to say ends earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sign {
+    pub mark: Option<Mark>,
+    /// Drawn by its sender when it started. A hint and no proof: others could have copied it.
+    pub id: Option<Mark>,
+    /// The mark that the receiver drew for another address of the sender: only who is there, too, has it.
+    pub proof: Option<Mark>,
+}
 
 /// What a datagram says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +59,7 @@ pub enum Message<'a> {
     /// A frame of 14 bytes or more, 16 if it says that it has a VLAN tag.
     Frame(&'a [u8]),
     Peers(PeerList<'a>),
-    GetPeers(Option<Mark>),
+    GetPeers(Sign),
     Close,
 }
 
@@ -58,6 +68,7 @@ pub enum Message<'a> {
 pub struct PeerList<'a> {
     v4: &'a [u8],
     v6: &'a [u8],
+    pub sign: Sign,
 }
 
 impl Token {
@@ -115,10 +126,21 @@ impl<'a> Message<'a> {
             FRAME if rest.len() < 16 && rest[12..14] == TAGGED => Err(DropReason::BadTag),
             FRAME => Ok(Self::Frame(rest)),
             PEERS => PeerList::parse(rest).map(Self::Peers).ok_or(DropReason::Malformed),
-            GET_PEERS => Ok(Self::GetPeers(rest.first_chunk().copied())),
+            GET_PEERS => Ok(Self::GetPeers(Sign::parse(rest))),
             CLOSE => Ok(Self::Close),
             _ => Err(DropReason::Malformed),
         }
+    }
+}
+
+impl Sign {
+    fn parse(bytes: &[u8]) -> Self {
+        let mut parts = bytes.chunks_exact(16).map(|part| part.try_into().expect("16 bytes"));
+        Self { mark: parts.next(), id: parts.next(), proof: parts.next() }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        [self.mark, self.id, self.proof].into_iter().map_while(|part| part).flatten().collect()
     }
 }
 
@@ -127,8 +149,9 @@ impl<'a> PeerList<'a> {
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (count, rest) = bytes.split_first()?;
         let (v4, rest) = rest.split_at_checked(usize::from(*count) * V4_LEN)?;
-        let v6 = rest.split_first().and_then(|(count, rest)| rest.get(..usize::from(*count) * V6_LEN));
-        Some(Self { v4, v6: v6.unwrap_or_default() })
+        let v6 = rest.split_first().and_then(|(count, rest)| rest.split_at_checked(usize::from(*count) * V6_LEN));
+        let (v6, rest) = v6.unwrap_or_default();
+        Some(Self { v4, v6, sign: Sign::parse(rest) })
     }
 
     /// IPv4 addresses first, each family in the order of the list.
@@ -156,11 +179,14 @@ impl fmt::Debug for PeerList<'_> {
     }
 }
 
-/// A Get, with a mark if we want to recognise it.
-pub fn get_peers(token: Token, mark: Option<&Mark>) -> Vec<u8> {
-    let mut datagram = token.head(GET_PEERS).to_vec();
-    datagram.extend(mark.into_iter().flatten());
-    datagram
+/// A Get, with what our kind says in it.
+pub fn get_peers(token: Token, sign: &Sign) -> Vec<u8> {
+    [&token.head(GET_PEERS)[..], &sign.bytes()].concat()
+}
+
+/// A list of nobody, with what our kind says in it: a Get that asks for nothing.
+pub fn greeting(token: Token, sign: &Sign) -> Vec<u8> {
+    [&token.head(PEERS)[..], &[0, 0], &sign.bytes()].concat()
 }
 
 pub fn close(token: Token) -> [u8; HEAD_LEN] {
@@ -227,7 +253,7 @@ mod tests {
 
     #[test]
     fn messages_are_the_bytes_that_the_program_sends() {
-        assert_eq!(get_peers(token(), None), hex("0000000000123402"));
+        assert_eq!(get_peers(token(), &Sign::default()), hex("0000000000123402"));
         assert_eq!(close(token()).to_vec(), hex("0000000000123403"));
         let one = "10.77.0.1:3210".parse().expect("an address");
         assert_eq!(peer_lists(token(), [one]), [hex("0000000000123401 01 0a4d00010c8a 00")]);
@@ -238,7 +264,7 @@ mod tests {
     #[test]
     fn tokens_are_decimal_numbers_of_56_bits() {
         for (text, first) in [("0", "0000000000000002"), ("72057594037927935", "ffffffffffffff02")] {
-            assert_eq!(get_peers(text.parse().expect(text), None), hex(first));
+            assert_eq!(get_peers(text.parse().expect(text), &Sign::default()), hex(first));
         }
         for text in ["", "x", "0x12", "-1", "+1", " 1", "72057594037927936", "18446744073709551616"] {
             assert_eq!(text.parse::<Token>(), Err(TokenError), "{text}");
@@ -265,7 +291,7 @@ mod tests {
             ("0000000000123401 01 0a4d00040fa2", "Peers([10.77.0.4:4002])"),
             ("0000000000123401 00 01 0000", "Peers([])"),
             ("0000000000123401 00 01 20010db8000000000000000000000001 0fa2 6a", "Peers([[2001:db8::1]:4002])"),
-            ("0000000000123402 6a756e6b", "GetPeers(None)"),
+            ("0000000000123402 6a756e6b", "GetPeers(Sign { mark: None, id: None, proof: None })"),
             ("0000000000123403 6a756e6b", "Close"),
         ] {
             assert_eq!(parse(datagram).as_deref(), Ok(said), "{datagram}");
@@ -273,10 +299,23 @@ mod tests {
     }
 
     #[test]
-    fn a_get_carries_a_mark() {
-        let mark = [7; 16];
-        let datagram = get_peers(token(), Some(&mark));
-        assert_eq!(Message::parse(token(), &datagram), Ok(Message::GetPeers(Some(mark))));
+    fn a_get_carries_what_our_kind_says_of_itself() {
+        for (parts, length) in [(0, 8), (1, 24), (2, 40), (3, 56)] {
+            let part = |number: u8| (number <= parts).then_some([number; 16]);
+            let sign = Sign { mark: part(1), id: part(2), proof: part(3) };
+            let mut datagram = get_peers(token(), &sign);
+            assert_eq!(datagram.len(), length);
+            assert_eq!(Message::parse(token(), &datagram), Ok(Message::GetPeers(sign)));
+            datagram.extend([9; 15]);
+            assert_eq!(
+                Message::parse(token(), &datagram),
+                Ok(Message::GetPeers(sign)),
+                "and what follows is passed over"
+            );
+            let datagram = greeting(token(), &sign);
+            let Ok(Message::Peers(list)) = Message::parse(token(), &datagram) else { panic!("a list") };
+            assert!(list.is_empty() && list.sign == sign, "{list:?}");
+        }
     }
 
     #[test]

@@ -471,12 +471,12 @@ const ARP_LEN: usize = 28;
 const ARP_ETHERNET_IPV4: [u8; 6] = [0, 1, 0x08, 0x00, 6, 4];
 
 /// Longer chains are not walked. RFC 8200 section 4.1 recommends seven headers at the most, each once.
-const EXTENSION_HEADERS_MAX: usize = 8;
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
+pub const EXTENSION_HEADERS_MAX: usize = 8;
+pub const HOP_BY_HOP: u8 = 0;
+pub const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
-const DESTINATION: u8 = 60;
+pub const DESTINATION: u8 = 60;
 const MOBILITY: u8 = 135;
 const HIP: u8 = 139;
 const SHIM6: u8 = 140;

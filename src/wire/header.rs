@@ -12,7 +12,8 @@ pub const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 /// The protocol version in handshakes.
 pub const VERSION: u8 = 1;
 
-/// What a datagram is, by its first byte. EC is [`observe`](super::observe)'s, ED to EF are reserved.
+/// What a datagram is, by its first byte. EC is [`observe`](super::observe)'s, ED
+/// [`lan`](super::lan)'s; E2, EE and EF are reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {

@@ -11,6 +11,8 @@
 //! +--------+--------+--------+--------+------------------------+-----------------------------------------------+
 //! E0 DATA   header, sealed [frame][0 to 15 zero bytes], tag 16; bit 4 of byte 1: the frame's checksum is partial
 //! E1 CTRL   header, sealed list of {kind, flags, length, body}, tag 16
+//! E2        reserved (AGG)
+//! E3 FRAG   header with index and count of the fragment in bytes 2 and 3, then a part of one sealed message
 //! E4 INIT   header, Noise message 1 (288), MAC1, MAC2                     336 bytes
 //! E5 RESP   header, Noise message 2 (240), MAC1, MAC2                     288 bytes
 //! E6 COOKIE header, nonce 24, sealed cookie 32                             72 bytes
@@ -18,6 +20,7 @@
 //! E8 RELAY  header with a channel token, then one whole inner datagram
 //! EC        "where do you see me?" and its answer, without a session ([`observe`])                     64 bytes
 //! E9-EB     first contact with a token (Noise XXpsk3)                336, 208, 304 bytes
+//! ED        an announcement in a LAN, with a header of its own ([`lan`])                               24 bytes
 //! ```
 //!
 //! Decoders answer [`DropReason`](crate::counters::DropReason) and never allocate on the data path; nothing from the
@@ -30,6 +33,7 @@ pub mod ethcloud;
 pub mod ethernet;
 pub mod handshake;
 pub mod header;
+pub mod hello;
 pub mod igd;
 pub mod join;
 pub mod lan;

@@ -51,7 +51,7 @@ fn round() -> (usize, Vec<usize>, Duration) {
     let ns = Arc::new(Netns::new().expect("a namespace"));
     let server = Node::new(PROGRAM.as_ref(), "server", Role::Server, ns.clone(), directory.path()).expect("a node");
     start(&server);
-    let line = server.log().split_whitespace().find(|word| word.starts_with("eps://")).map(str::to_owned);
+    let line = server.log().split([' ', '\n', '\'']).find(|word| word.starts_with("eps://")).map(str::to_owned);
     let line = JoinLine::parse(&line.expect("a line"), 43439).expect("a join line");
     let now = Instant::now();
     let mut crowd: Vec<_> = (0..CLIENTS).map(|number| Guest::new(number, &ns, SERVER, &line, now)).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use eps_actor::cli::demo::scene::Node;
 use eps_actor::io::netns::Netns;
 
+use crate::paced;
 use crate::stage::held_up;
 
 /// Between two packets.
@@ -48,7 +49,7 @@ impl Load {
         let count = Arc::new(AtomicUsize::new(usize::MAX));
         let (stopped, told) = (stop.clone(), count.clone());
         let sender = thread::spawn(move || {
-            let sent = send(&output, target, &stopped);
+            let sent = paced::send(&output, target, 64, (PACE, CATCH_UP), &stopped);
             told.store(sent.len(), SeqCst);
             sent
         });
@@ -69,22 +70,6 @@ fn bind(ns: &Netns, address: IpAddr) -> UdpSocket {
     let socket = ns.run(|| UdpSocket::bind((address, 0))).expect("a socket");
     socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a time-out");
     socket
-}
-
-/// Paces by the clock: whoever was held up a little catches up.
-fn send(socket: &UdpSocket, to: SocketAddr, stop: &AtomicBool) -> Vec<Instant> {
-    let mut due = Instant::now();
-    let mut sent = Vec::new();
-    let mut packet = [0; 64];
-    while !stop.load(SeqCst) {
-        due = (due + PACE).max(Instant::now().checked_sub(CATCH_UP).unwrap_or(due));
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        packet[..8].copy_from_slice(&(sent.len() as u64).to_le_bytes());
-        sent.push(Instant::now());
-        // What the kernel refuses (no route while the device is away) counts as sent, and so as lost.
-        let _ = socket.send_to(&packet, to);
-    }
-    sent
 }
 
 fn receive(socket: &UdpSocket, count: &AtomicUsize) -> Vec<(usize, Instant)> {

@@ -13,8 +13,12 @@ mod device;
 mod fallback;
 mod leases;
 mod load;
+#[path = "../shared/paced.rs"]
+mod paced;
 mod panics;
 mod process;
+#[path = "../shared/programs.rs"]
+mod programs;
 mod roaming;
 mod server;
 mod stage;

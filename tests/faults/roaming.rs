@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use eps_actor::cli::demo::scene::{Directory, Node, Reached, wait_until};
+use eps_actor::cli::demo::scene::{Directory, Node, Reached, Scene, wait_until};
 use eps_actor::config::Role;
 use eps_actor::io::netns::{Lan, Netns, can_make_networks};
 use eps_actor::io::nft::masquerade;
@@ -468,14 +468,18 @@ fn f_04_a_server_that_died_while_relaying_relays_again_three_seconds_after_it_li
         return;
     }
     let _turn = shared();
-    let scene = eps_actor::cli::demo::scene::Scene::new(PROGRAM).expect("a scene");
+    let scene = Scene::behind_hard_nats(PROGRAM).expect("a scene");
     let join = scene.start_server(&[]).expect("started");
-    // As between two hard NATs: everything is relayed.
     for node in [&scene.ada, &scene.cleo] {
-        node.start(&["--join", &join, "--direct=false"]).expect("started");
+        node.start(&["--join", &join]).expect("started");
     }
     let [ada, cleo] = [&scene.ada, &scene.cleo].map(|node| (node, node.wait_for_address(SOON).expect("an address")));
     until(Instant::now(), SOON, "an answer", || ada.0.ping(cleo.1, Duration::from_secs(1)));
+    for (node, peer) in [(ada.0, "cleo"), (cleo.0, "ada")] {
+        let is_hard = || status(node).is_some_and(|status| status["nat"]["kind"] == "hard").then_some(());
+        until(Instant::now(), SOON, "the kind of its NAT", is_hard);
+        assert!(matches!(node.path_to(peer), Ok(Reached::Relay)), "{}: {:?}", node.name, node.path_to(peer));
+    }
     let age = session_age(ada.0, "cleo");
     let flows = [Load::start(ada, cleo), Load::start(cleo, ada)];
     let begun = Instant::now();

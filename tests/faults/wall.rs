@@ -1,32 +1,10 @@
 //! What is done to networks on the way: walls for UDP, routers that forget.
 
-use std::process::{Command, Stdio};
-
 use eps_actor::cli::demo::scene::Node;
 use eps_actor::io::netns::Netns;
 
+pub use crate::programs::{has_program, run_in};
 use crate::stage::status;
-
-/// Whether a program of a package is installed; says so if not.
-pub fn has_program(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let more = ["/usr/sbin", "/sbin"].map(Into::into);
-    let found = std::env::split_paths(&path).chain(more).any(|dir| dir.join(name).exists());
-    if !found {
-        println!("skipped: {name} is not installed");
-    }
-    found
-}
-
-/// Runs a program in a namespace, which must succeed.
-pub fn run_in(ns: &Netns, line: &str) {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let child = ns.spawn(&mut command).unwrap_or_else(|error| panic!("{line}: {error}"));
-    let output = child.wait_with_output().expect("waited");
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// A router that forwards no UDP, both ways, and says nothing of it.
 pub fn block_udp(router: &Netns) {

@@ -20,23 +20,23 @@ use crate::lab::{
 };
 
 /// In front of every datagram: token 4660.
-const HEAD: [u8; 7] = [0, 0, 0, 0, 0, 0x12, 0x34];
-const DEVICE: &str = "ethcloud0";
+pub const HEAD: [u8; 7] = [0, 0, 0, 0, 0, 0x12, 0x34];
+pub const DEVICE: &str = "ethcloud0";
 
 /// Machines on one switch, 198.51.100.0/24.
-struct Sky {
+pub struct Sky {
     lan: Lan,
     directory: Directory,
     hosts: u8,
 }
 
 impl Sky {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { lan: Lan::new().expect("a switch"), directory: Directory::new().expect("a directory"), hosts: 0 }
     }
 
     /// A machine at .1, .2 and so on, which says nothing by itself.
-    fn host(&mut self) -> Arc<Netns> {
+    pub fn host(&mut self) -> Arc<Netns> {
         self.hosts += 1;
         let ns = Netns::new().expect("a namespace");
         ns.sysctl("ipv6/conf/default/disable_ipv6", "1").expect("a setting");
@@ -45,12 +45,12 @@ impl Sky {
     }
 
     /// One end of a cloud on a machine of its own.
-    fn end(&mut self, more: &[&str]) -> Node {
+    pub fn end(&mut self, more: &[&str]) -> Node {
         let ns = self.host();
         self.end_at(ns, more)
     }
 
-    fn end_at(&self, ns: Arc<Netns>, more: &[&str]) -> Node {
+    pub fn end_at(&self, ns: Arc<Netns>, more: &[&str]) -> Node {
         let count = fs::read_dir(self.directory.path()).expect("a directory").count();
         let end = node(&format!("end{count}"), Role::Client, ns, &self.directory);
         start(&end, more);
@@ -59,7 +59,7 @@ impl Sky {
 }
 
 /// Starts an end with the token of the recordings, and brings its device up.
-fn start(end: &Node, more: &[&str]) {
+pub fn start(end: &Node, more: &[&str]) {
     let mut command = Command::new(BIN);
     command.arg("cloud").args(["-t", "4660"]).args(more).arg("--control").arg(end.control_path());
     end.start_command(command).expect("started");
@@ -67,38 +67,38 @@ fn start(end: &Node, more: &[&str]) {
     end.ns.set_link(DEVICE, true).expect("the device is up");
 }
 
-fn answer(end: &Node, question: &Value) -> Value {
+pub fn answer(end: &Node, question: &Value) -> Value {
     let reply = wait_until(SOON, "an answer", || end.poll(question));
     reply.unwrap_or_else(|error| panic!("{error:#}\n{}", end.log()))
 }
 
-fn status(end: &Node) -> Value {
+pub fn status(end: &Node) -> Value {
     answer(end, &json!({"command": "status"}))
 }
 
-fn peers(end: &Node) -> Vec<String> {
+pub fn peers(end: &Node) -> Vec<String> {
     let status = status(end);
     let list = status["peers"].as_array().expect("peers").iter();
     list.map(|peer| peer["address"].as_str().expect("an address").to_owned()).collect()
 }
 
 /// Where stations are: VLAN, address, peer.
-fn stations(end: &Node) -> Vec<(u64, String, String)> {
+pub fn stations(end: &Node) -> Vec<(u64, String, String)> {
     let status = status(end);
     let list = status["stations"].as_array().expect("stations").iter();
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     list.map(|one| (one["vlan"].as_u64().expect("a number"), text(&one["mac"]), text(&one["peer"]))).collect()
 }
 
-fn count(end: &Node, counter: &str) -> u64 {
+pub fn count(end: &Node, counter: &str) -> u64 {
     status(end)["counters"][counter].as_u64().unwrap_or_else(|| panic!("no {counter}"))
 }
 
-fn underlay(host: u8) -> String {
+pub fn underlay(host: u8) -> String {
     format!("198.51.100.{host}:3210")
 }
 
-fn wait_for_peers(end: &Node, expected: &[String]) {
+pub fn wait_for_peers(end: &Node, expected: &[String]) {
     let mut expected = expected.to_vec();
     expected.sort();
     let mut last = Vec::new();
@@ -111,7 +111,7 @@ fn wait_for_peers(end: &Node, expected: &[String]) {
 }
 
 /// Waits until each of them has all the others as peers.
-fn wait_for_mesh(ends: &[(&Node, u8)]) {
+pub fn wait_for_mesh(ends: &[(&Node, u8)]) {
     for (end, own) in ends {
         let others = ends.iter().filter(|(_, host)| host != own).map(|(_, host)| underlay(*host));
         wait_for_peers(end, &others.collect::<Vec<_>>());
@@ -119,7 +119,7 @@ fn wait_for_mesh(ends: &[(&Node, u8)]) {
 }
 
 /// Gives a device an address in 10.7.0.0/24.
-fn address(end: &Node, host: u8) {
+pub fn address(end: &Node, host: u8) {
     let netlink = end.ns.netlink().expect("a socket");
     smol::block_on(async {
         let index = netlink.link_index(DEVICE).await.expect("the device");
@@ -127,19 +127,19 @@ fn address(end: &Node, host: u8) {
     });
 }
 
-fn ping(from: &Node, host: u8) {
+pub fn ping(from: &Node, host: u8) {
     let to: IpAddr = Ipv4Addr::new(10, 7, 0, host).into();
     until(&format!("an answer of {to}"), || ping_once(&from.ns, None, to, Duration::from_secs(1)).is_some());
 }
 
-fn frame(dst: [u8; 6], src: [u8; 6], rest: &[u8]) -> Vec<u8> {
+pub fn frame(dst: [u8; 6], src: [u8; 6], rest: &[u8]) -> Vec<u8> {
     let mut frame = [&dst[..], &src, rest].concat();
     frame.resize(frame.len().max(60), 0);
     frame
 }
 
 /// Waits for exactly this frame to come out of a device.
-fn arrives(at: &PacketSocket, what: &str, frame: &[u8]) {
+pub fn arrives(at: &PacketSocket, what: &str, frame: &[u8]) {
     let start = Instant::now();
     while start.elapsed() < SOON {
         let captured = at.recv(Duration::from_millis(200)).expect("received");
@@ -151,7 +151,7 @@ fn arrives(at: &PacketSocket, what: &str, frame: &[u8]) {
 }
 
 /// Sends a frame into one device until it comes out of another; then whether it came out of a third as well.
-fn crosses(from: &PacketSocket, to: &PacketSocket, third: &PacketSocket, frame: &[u8]) -> bool {
+pub fn crosses(from: &PacketSocket, to: &PacketSocket, third: &PacketSocket, frame: &[u8]) -> bool {
     from.send(frame).expect("sent");
     arrives(to, "a frame", frame);
     // One that everybody gets, behind it on every way.
@@ -171,9 +171,9 @@ fn crosses(from: &PacketSocket, to: &PacketSocket, third: &PacketSocket, frame: 
     panic!("the last frame is lost");
 }
 
-const A: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
-const LAPTOP: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
-const ALL: [u8; 6] = [0xff; 6];
+pub const A: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
+pub const LAPTOP: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+pub const ALL: [u8; 6] = [0xff; 6];
 
 #[test]
 fn two_ends_of_a_cloud_join_and_carry_frames_byte_for_byte_as_recorded() {
@@ -225,7 +225,7 @@ fn two_ends_of_a_cloud_join_and_carry_frames_byte_for_byte_as_recorded() {
         .map(|(_, _, payload)| payload.to_vec())
         .collect();
     assert!(sent.iter().all(|payload| payload[..7] == HEAD), "the token is first");
-    assert!(sent[0][7] == 2 && sent[0].len() == 24, "a Get with a mark comes first: {:02x?}", sent[0]);
+    assert!(sent[0][7] == 2 && sent[0].len() == 40, "a Get with a mark and an id comes first: {:02x?}", sent[0]);
     let list = sent.iter().find(|payload| payload[7] == 1).expect("a list");
     assert_eq!(list, &[&HEAD[..], &[1, 1, 198, 51, 100, 1, 0x0c, 0x8a, 0]].concat(), "and its asker is in the first");
     assert_eq!(sent.last().expect("datagrams"), &[&HEAD[..], &[3]].concat(), "a Close is last");
@@ -313,7 +313,7 @@ fn twelve_ends_of_a_cloud_that_know_one_reach_a_full_mesh_and_none_meets_itself(
 }
 
 /// Copies of a frame that still come out of a device.
-fn heard(at: &PacketSocket, frame: &[u8]) -> usize {
+pub fn heard(at: &PacketSocket, frame: &[u8]) -> usize {
     let mut count = 0;
     while let Some(captured) = at.recv(Duration::from_millis(100)).expect("received") {
         count += usize::from(!captured.outgoing && captured.frame == frame);
@@ -329,26 +329,12 @@ fn two_ends_behind_port_restricted_nats_reach_each_other_through_a_public_one_in
     let _turn = beside();
     let mut sky = Sky::new();
     let public = sky.end(&[]);
-    let mut kept = Vec::new();
+    let (mut kept, mut routers) = (Vec::new(), Vec::new());
     let mut hidden = |sky: &mut Sky| {
         let nat = sky.host();
-        let ns = Netns::new().expect("a namespace");
-        ns.sysctl("ipv6/conf/default/disable_ipv6", "1").expect("a setting");
-        let mut lan = Lan::new().expect("a switch");
-        lan.plug(&nat, "lan", "192.168.7.1/24").expect("a cable");
-        lan.plug(&ns, "eth0", "192.168.7.2/24").expect("a cable");
-        ns.add_default_route(Ipv4Addr::new(192, 168, 7, 1)).expect("a route");
-        nat.sysctl("ipv4/ip_forward", "1").expect("a setting");
-        for rule in [
-            "-t nat -A POSTROUTING -o eth0 -j MASQUERADE",
-            "-A INPUT -i eth0 -p udp -j DROP",
-            "-A FORWARD -i eth0 -m conntrack --ctstate ESTABLISHED -j ACCEPT",
-            "-A FORWARD -i eth0 -j DROP",
-        ] {
-            run_in(&nat, &format!("iptables {rule}"));
-        }
-        kept.push((nat, lan));
-        sky.end_at(Arc::new(ns), &["-c", "198.51.100.1:3210"])
+        let ns = behind(&nat, &mut kept);
+        routers.push(nat);
+        sky.end_at(ns, &["-c", "198.51.100.1:3210"])
     };
     let a = hidden(&mut sky);
     wait_for_peers(&a, &[underlay(1)]);
@@ -384,9 +370,9 @@ fn ends_of_a_cloud_speak_ipv6_and_are_installed_under_the_old_name() {
         (end, command)
     };
     let ends = [
-        end(1, "cloud -d ethcloud%d -l [::]:3210 -t 134 --peer-timeout 1800 --mac-timeout 300 -v"),
-        end(2, "cloud --device=ethcloud%d --listen=[::]:3210 --token=134 --connect=[2001:db8::1]:3210 --verbose"),
-        end(3, "cloud -l [::]:3210 -t 134 -c [2001:db8::9]:3210,[2001:db8::1]:3210 -c [2001:db8::8]:1"),
+        end(1, "-d ethcloud%d -l [::]:3210 -t 134 --peer-timeout 1800 --mac-timeout 300 -v"),
+        end(2, "--device=ethcloud%d --listen=[::]:3210 --token=134 --connect=[2001:db8::1]:3210 --verbose"),
+        end(3, "-l [::]:3210 -t 134 -c [2001:db8::9]:3210,[2001:db8::1]:3210 -c [2001:db8::8]:1"),
     ];
     let ends = ends.map(|(end, command)| {
         // An address that is still being checked for duplicates cannot be sent from.
@@ -429,6 +415,8 @@ fn ends_of_a_cloud_speak_ipv6_and_are_installed_under_the_old_name() {
     assert!(text(&say(&["--version"]).stdout).contains(env!("CARGO_PKG_VERSION")));
     for (args, word) in [
         (&["-v", "-q"][..], "cannot be used"),
+        (&["--frob"][..], "unexpected argument"),
+        (&["--peer-timeout", "soon"][..], "invalid digit"),
         (&["-t", "72057594037927936"][..], "7 bytes"),
         (&["-l", "0.0.0.0:3299", "-d", "a/b"][..], "no interface name"),
         (&["-l", "0.0.0.0:3299", "-d", "name-of-16-bytes"][..], "no interface name"),
@@ -437,8 +425,151 @@ fn ends_of_a_cloud_speak_ipv6_and_are_installed_under_the_old_name() {
     ] {
         let output = say(args);
         let said = text(&output.stderr);
-        assert!(!output.status.success() && said.contains(word), "{args:?}: {said}");
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(said.contains(word), "{args:?}: {said}");
     }
+}
+
+#[test]
+fn ends_with_addresses_of_both_families_are_one_peer_each_and_hear_broadcasts_once() {
+    if !can_make_networks() {
+        return;
+    }
+    let _turn = beside();
+    let mut sky = Sky::new();
+    let mut both = |more: &[&str]| {
+        let ns = Netns::new().expect("a namespace");
+        sky.hosts += 1;
+        for address in [format!("198.51.100.{}/24", sky.hosts), format!("2001:db8::{}/64", sky.hosts)] {
+            match address.contains(':') {
+                false => sky.lan.plug(&ns, "eth0", &address).expect("a cable"),
+                true => run_in(&ns, &format!("ip address add {address} dev eth0 nodad")),
+            }
+        }
+        sky.end_at(Arc::new(ns), &[&["-l", "[::]:3210"], more].concat())
+    };
+    let ends = [both(&[]), both(&["-c", "198.51.100.1:3210"]), both(&["-c", "[2001:db8::1]:3210"])];
+    let all = |end: &Node| -> Vec<String> {
+        let status = status(end);
+        let list = status["peers"].as_array().expect("peers").iter();
+        list.flat_map(|peer| {
+            let also = peer["also"].as_array().expect("a list").iter().chain([&peer["address"]]);
+            also.map(|address| address.as_str().expect("text").to_owned()).collect::<Vec<_>>()
+        })
+        .collect()
+    };
+    for end in &ends {
+        let what = "two peers with two addresses each";
+        let found = wait_until(SOON, what, || Ok((peers(end).len() == 2 && all(end).len() == 4).then_some(())));
+        found.unwrap_or_else(|error| panic!("{error:#}: {:?} of {:?}\n{}", peers(end), all(end), end.log()));
+    }
+    let at: Vec<PacketSocket> = ends.iter().map(|end| packets(&end.ns, DEVICE)).collect();
+    for from in 0..3_usize {
+        let shout = frame(ALL, LAPTOP, &[0x88, 0xb5, from as u8 + 40]);
+        at[from].send(&shout).expect("sent");
+        for to in (0..3).filter(|to| *to != from) {
+            arrives(&at[to], "a shout", &shout);
+            assert_eq!(heard(&at[to], &shout), 0, "{from} at {to}: once");
+        }
+    }
+}
+
+#[test]
+fn several_peers_are_connected_to_and_sigquit_says_goodbye() {
+    if !can_make_networks() {
+        return;
+    }
+    let _turn = beside();
+    let mut sky = Sky::new();
+    let others = [sky.end(&[]), sky.end(&[]), sky.end(&[])];
+    let ns = sky.host();
+    let control = sky.directory.path().join("own.sock");
+    let mut command = Command::new(BIN);
+    command.args(["cloud", "-t", "4660", "-c", "198.51.100.1:3210", "-c", "198.51.100.2,198.51.100.3:3210"]);
+    let mut child = ns.spawn(command.arg("--control").arg(&control)).expect("started");
+    for other in &others {
+        until("the new one as a peer", || peers(other).contains(&underlay(4)));
+    }
+    run_in(&ns, &format!("kill -QUIT {}", child.id()));
+    let ended = wait_until(SOON, "the end", || Ok(child.try_wait()?)).expect("it ends");
+    assert!(ended.success(), "{ended}");
+    for other in &others {
+        until("the goodbye", || !peers(other).contains(&underlay(4)));
+    }
+}
+
+#[test]
+fn a_name_that_gets_another_address_while_nobody_answers_is_asked_there() {
+    if !can_make_networks() || !has_program("unshare") {
+        return;
+    }
+    let _turn = beside();
+    let mut sky = Sky::new();
+    let first = sky.end(&[]);
+    let hosts = sky.directory.path().join("hosts");
+    fs::write(&hosts, "198.51.100.99 cloud.test\n").expect("written");
+    let end = node("named", Role::Client, sky.host(), &sky.directory);
+    let line = format!(
+        "mount --bind {} /etc/hosts && exec {BIN} cloud -t 4660 -c cloud.test --control {}",
+        hosts.display(),
+        end.control_path().display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &line]);
+    end.start_command(command).expect("started");
+    until("nobody at the old address to be asked", || count(&end, "udp_tx_datagrams") >= 2);
+    fs::write(&hosts, "198.51.100.1 cloud.test\n").expect("written");
+    let begun = Instant::now();
+    wait_for_peers(&end, &[underlay(1)]);
+    println!("the name's new address was asked {:.1} s after it was changed", begun.elapsed().as_secs_f64());
+    wait_for_peers(&first, &[underlay(2)]);
+}
+
+#[test]
+fn an_idle_end_behind_a_nat_that_forgets_after_30_s_stays_reachable() {
+    if !can_make_networks() || !has_program("iptables") || !is_long() {
+        return;
+    }
+    let _turn = beside();
+    let mut sky = Sky::new();
+    let public = sky.end(&[]);
+    let (nat, mut kept) = (sky.host(), Vec::new());
+    let ns = behind(&nat, &mut kept);
+    for timeout in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+        nat.sysctl(&format!("netfilter/{timeout}"), "30").expect("a setting");
+    }
+    let hidden = sky.end_at(ns, &["-c", "198.51.100.1:3210"]);
+    wait_for_peers(&public, &[underlay(2)]);
+    let [at_public, at_hidden] = [&public, &hidden].map(|end| packets(&end.ns, DEVICE));
+    let begun = Instant::now();
+    // It is the waiting that is tested.
+    let waited =
+        wait_until(Duration::from_secs(120), "70 s", || Ok((begun.elapsed() >= Duration::from_secs(70)).then_some(())));
+    waited.expect("waited");
+    let shout = frame(ALL, A, &[0x88, 0xb5, 70]);
+    at_public.send(&shout).expect("sent");
+    arrives(&at_hidden, "the first frame after 70 s", &shout);
+}
+
+/// A machine behind a router that is restricted by port.
+fn behind(nat: &Netns, kept: &mut Vec<Lan>) -> Arc<Netns> {
+    let ns = Netns::new().expect("a namespace");
+    ns.sysctl("ipv6/conf/default/disable_ipv6", "1").expect("a setting");
+    let mut lan = Lan::new().expect("a switch");
+    lan.plug(nat, "lan", "192.168.7.1/24").expect("a cable");
+    lan.plug(&ns, "eth0", "192.168.7.2/24").expect("a cable");
+    ns.add_default_route(Ipv4Addr::new(192, 168, 7, 1)).expect("a route");
+    nat.sysctl("ipv4/ip_forward", "1").expect("a setting");
+    for rule in [
+        "-t nat -A POSTROUTING -o eth0 -j MASQUERADE",
+        "-A INPUT -i eth0 -p udp -j DROP",
+        "-A FORWARD -i eth0 -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+        "-A FORWARD -i eth0 -j DROP",
+    ] {
+        run_in(nat, &format!("iptables {rule}"));
+    }
+    kept.push(lan);
+    Arc::new(ns)
 }
 
 #[test]
@@ -529,7 +660,8 @@ fn a_member_bridges_a_cloud_into_its_network_as_one_switch_that_believes_nothing
     for from in [&bob, &ada] {
         until("the cloud to answer", || ping_once(&from.ns, None, end_ip, Duration::from_secs(1)).is_some());
     }
-    assert_eq!(status(&ada)["cloud"].as_array().map(Vec::len), Some(1), "{}", status(&ada));
+    let port = &status(&ada)["cloud"];
+    assert_eq!((&port["state"], port["peers"].as_array().map(Vec::len)), (&json!("open"), Some(1)), "{port}");
 
     // Frames of the cloud reach both others once, and do not come back.
     let [at_ada, at_bob, at_end] =
@@ -577,7 +709,7 @@ fn a_member_bridges_a_cloud_into_its_network_as_one_switch_that_believes_nothing
 }
 
 /// One that cannot be read, or has another token.
-fn malformed(number: u64, datagram: &mut Vec<u8>) {
+pub fn malformed(number: u64, datagram: &mut Vec<u8>) {
     datagram.clear();
     datagram.extend(HEAD);
     match number % 8 {

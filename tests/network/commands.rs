@@ -56,6 +56,15 @@ fn every_command_answers_at_the_role_it_is_for() {
         assert!(text(&drawn.stdout).contains("node bob"));
     }
 
+    let restarts = |status: &Value| {
+        let actors = status["actors"].as_array().expect("actors").clone();
+        actors.iter().find(|actor| actor["name"] == "peer_table").and_then(|actor| actor["restarts"].as_u64())
+    };
+    assert_eq!(asked(&ada, &["inject-panic", "peer-table"]), "peer_table will panic\n");
+    until("the actor to have been restarted", || {
+        restarts(&serde_json::from_str(&asked(&ada, &["status", "--json"])).expect("JSON")) == Some(1)
+    });
+
     let refused = run(&world.server, &["kick", "nobody"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("nobody"), "{}", text(&refused.stderr));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use eps_actor::cli::demo::scene::Node;
 use eps_actor::io::udp::grow_buffers;
+
+use crate::paced;
 
 /// How long the last packets may be under way.
 const LAST: Duration = Duration::from_millis(1500);
@@ -45,7 +47,7 @@ impl Flow {
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(usize::MAX)));
         let (stopped, told) = (stop.clone(), count.clone());
         let sender = thread::spawn(move || {
-            let sent = send(&output, target, (len, pace), &stopped);
+            let sent = paced::send(&output, target, len, (pace, PAUSE), &stopped);
             told.store(sent.len(), SeqCst);
             sent
         });
@@ -64,20 +66,6 @@ impl Flow {
         let sent = self.sender.join().expect("the sender");
         Outcome { sent, arrived: self.receiver.join().expect("the receiver") }
     }
-}
-
-fn send(socket: &UdpSocket, to: SocketAddr, (len, pace): (usize, Duration), stop: &AtomicBool) -> Vec<Instant> {
-    let (mut due, mut sent, mut packet) = (Instant::now(), Vec::new(), vec![0; len.max(8)]);
-    while !stop.load(SeqCst) {
-        // Whoever was held up a little catches up, and no more: a burst would only overflow a queue.
-        due = (due + pace).max(Instant::now().checked_sub(PAUSE).unwrap_or(due));
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        packet[..8].copy_from_slice(&(sent.len() as u64).to_le_bytes());
-        sent.push(Instant::now());
-        // What the kernel refuses counts as sent, and so as lost.
-        let _ = socket.send_to(&packet, to);
-    }
-    sent
 }
 
 fn receive(socket: &UdpSocket, count: &AtomicUsize) -> Vec<(usize, Instant)> {

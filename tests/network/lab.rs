@@ -1,7 +1,7 @@
 //! What the tests share: a small world on one switch, captures, the program's commands, and protocol-level clients.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
 use crate::delay::Cable;
+pub use crate::programs::{has_program, run_in};
 pub use crate::turn::{Turn, alone, beside, is_long};
 
 /// The program under test.
@@ -35,22 +36,11 @@ pub const SOON: Duration = Duration::from_secs(10);
 /// The server of every [`World`].
 pub const SERVER: &str = "198.51.100.1";
 
-/// Whether a program of a package is installed; says so if not.
-pub fn has_program(name: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let more = ["/usr/sbin", "/sbin"].map(Into::into);
-    let found = std::env::split_paths(&path).chain(more).any(|dir| dir.join(name).exists());
-    if !found {
-        println!("skipped: {name} is not installed");
-    }
-    found
-}
-
-/// Runs a program in a namespace, which must succeed.
-pub fn run_in(ns: &Netns, line: &str) {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let output = finish_in(ns, Command::new(words[0]).args(&words[1..]));
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+/// A machine behind a router.
+pub struct Home {
+    pub inside: Arc<Netns>,
+    pub router: Netns,
+    _lan: Lan,
 }
 
 /// A server and machines, all on one switch, 198.51.100.0/24.
@@ -85,6 +75,18 @@ impl World {
         let ns = Netns::new().expect("a namespace");
         let cable = Cable::plug(&mut self.lan, &ns, "eth0", &format!("198.51.100.{}/24", self.hosts));
         (Arc::new(ns), cable)
+    }
+
+    /// A machine at 192.168.7.2 behind a router of its own on the switch, which forwards; what it masks is the caller's.
+    pub fn home(&mut self) -> Home {
+        let router = Arc::try_unwrap(self.host()).unwrap_or_else(|_| unreachable!("nobody else has it"));
+        let inside = Netns::new().expect("a namespace");
+        let mut lan = Lan::new().expect("a switch");
+        lan.plug(&router, "lan", "192.168.7.1/24").expect("a cable");
+        lan.plug(&inside, "eth0", "192.168.7.2/24").expect("a cable");
+        inside.add_default_route(Ipv4Addr::new(192, 168, 7, 1)).expect("a route");
+        router.sysctl("ipv4/ip_forward", "1").expect("a setting");
+        Home { inside: Arc::new(inside), router, _lan: lan }
     }
 
     /// A client on a machine of its own, not started.

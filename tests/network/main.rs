@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod cloud;
+mod cloud_bridge;
 mod commands;
 #[path = "../shared/crowd.rs"]
 mod crowd;
@@ -26,8 +27,12 @@ mod notify;
 mod offload;
 mod options;
 mod outputs;
+#[path = "../shared/paced.rs"]
+mod paced;
 mod package;
 mod paths;
+#[path = "../shared/programs.rs"]
+mod programs;
 mod punching;
 mod readme;
 mod routes;

@@ -1,14 +1,12 @@
 //! Direct paths through NATs of the friendly kinds (N-01), built with iptables.
 
-use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eps_actor::cli::demo::scene::{Node, Reached, wait_until};
 use eps_actor::config::Role;
-use eps_actor::io::netns::{Lan, Netns, can_make_networks};
+use eps_actor::io::netns::{Netns, can_make_networks};
 
-use crate::lab::{SOON, World, alone, counters, has_program, join, node, run_in, state_of, until};
+use crate::lab::{Home, SOON, World, alone, counters, has_program, join, node, run_in, state_of, until};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -22,12 +20,6 @@ enum Kind {
 
 /// Of each pair; the slowest counts.
 const RUNS: u32 = 5;
-
-/// What keeps a NATed machine's network alive.
-struct Box {
-    _nat: Netns,
-    _lan: Lan,
-}
 
 #[test]
 fn n_01_friendly_nats_have_a_direct_path_in_a_second_and_the_first_answer_in_300_ms() {
@@ -98,20 +90,13 @@ fn word(kind: Kind) -> &'static str {
     }
 }
 
-fn machine(world: &mut World, kind: Kind, name: &str) -> (Node, Option<Box>) {
+fn machine(world: &mut World, kind: Kind, name: &str) -> (Node, Option<Home>) {
     let (ns, kept) = if kind == Kind::None {
         (world.host(), None)
     } else {
-        let nat = world.host();
-        let nat = Arc::try_unwrap(nat).unwrap_or_else(|_| unreachable!("nobody else has it"));
-        let ns = Netns::new().expect("a namespace");
-        let mut lan = Lan::new().expect("a switch");
-        lan.plug(&nat, "lan", "192.168.7.1/24").expect("a cable");
-        lan.plug(&ns, "eth0", "192.168.7.2/24").expect("a cable");
-        ns.add_default_route(Ipv4Addr::new(192, 168, 7, 1)).expect("a route");
-        nat.sysctl("ipv4/ip_forward", "1").expect("a setting");
-        rules(&nat, kind);
-        (Arc::new(ns), Some(Box { _nat: nat, _lan: lan }))
+        let home = world.home();
+        rules(&home.router, kind);
+        (home.inside.clone(), Some(home))
     };
     // The kernel's own multicast would be a first packet before ours.
     ns.sysctl("ipv6/conf/default/disable_ipv6", "1").expect("a setting");

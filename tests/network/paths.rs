@@ -544,6 +544,37 @@ fn m_04_m_05_bonded_adds_up_keeps_the_order_of_flows_and_moves_them_off_a_cut_pa
 }
 
 #[test]
+fn bonded_frames_fit_the_path_that_carries_least() {
+    let Some(pair) = Pair::on_two_switches(&["--multipath", "bonded"]) else { return };
+    let _turn = beside();
+    for node in [&pair.a.0, &pair.b.0] {
+        // It carries less, and nobody takes what IP cuts.
+        run_in(&node.ns, "ip link set eth1 mtu 1300");
+        run_in(&node.ns, "iptables -t raw -A PREROUTING -i eth1 -f -j DROP");
+    }
+    let flows: Vec<Flow> = (0..8).map(|_| pair.flow(1300, MS * 5)).collect();
+    let sizes = || -> Vec<u64> {
+        let all = paths(&pair.a.0, "bob");
+        let carrying = all.iter().filter(|path| path["state"] == "active");
+        carrying.map(|path| path["mtu"].as_u64().unwrap_or(0)).collect()
+    };
+    until("both sizes to be known", || {
+        let sizes = sizes();
+        sizes.len() == 2 && sizes.iter().any(|size| (1280..=1300).contains(size)) && sizes.contains(&1500)
+    });
+    stop_all(flows);
+    let cut = counter(&pair.a.0, "cut_frames");
+    let flows: Vec<Flow> = (0..8).map(|_| pair.flow(1300, MS * 5)).collect();
+    thread::sleep(Duration::from_secs(1));
+    let outcomes = stop_all(flows);
+    let (lost, sent): (usize, usize) =
+        (outcomes.iter().map(Outcome::lost).sum(), outcomes.iter().map(|outcome| outcome.sent.len()).sum());
+    println!("bonded by paths of 1500 and 1300: {lost} of {sent} lost, {} cut", counter(&pair.a.0, "cut_frames") - cut);
+    assert_eq!(lost, 0);
+    assert!(counter(&pair.a.0, "cut_frames") > cut);
+}
+
+#[test]
 fn m_07_small_frames_get_through_a_lossy_path_at_a_twentieth_of_the_bytes() {
     let Some(pair) = Pair::on_two_switches(&[]) else { return };
     let _turn = beside();
@@ -623,11 +654,17 @@ fn paths_are_listed_and_their_use_changed_while_they_run() {
     assert_eq!(of_peer(&pair.a.0, "bob")["mode"], "best");
     assert!(run(&["paths", "--mode", "bonded"]).status.success());
     until("the mode of all", || of_peer(&pair.a.0, "bob")["mode"] == "bonded");
+    // By name, address or id, as `ping` and `why` are asked.
     assert!(run(&["paths", "bob", "--mode", "redundant"]).status.success());
+    let bob = of_peer(&pair.a.0, "bob");
+    for who in ["BOB", bob["address"].as_str().expect("text"), bob["id"].as_str().expect("text")] {
+        let listed = text(&run(&["paths", who]).stdout);
+        assert!(listed.contains("direct 198.51.100.3:"), "{who}: {listed}");
+    }
     until("the mode of one", || of_peer(&pair.a.0, "bob")["mode"] == "redundant");
     assert!(run(&["paths", "--mode", "best"]).status.success());
     let refused = run(&["paths", "nobody"]);
-    assert!(!refused.status.success() && text(&refused.stderr).contains("no other member is called nobody"));
+    assert!(!refused.status.success() && text(&refused.stderr).contains("no member is called \"nobody\""));
     assert!(!run(&["paths", "bob", "--mode", "striped"]).status.success());
     // What was said survives the actor that it was said to.
     pair.a.0.control(&json!({"command": "inject_panic", "actor": "peer_table"})).expect("injected");

@@ -54,7 +54,7 @@ fn the_first_network_comes_about_as_readme_tells() {
                 running.push(server.start(&words));
                 until("the server's join line", || server.log().contains("eps://"));
                 let log = server.log();
-                line = log.split_whitespace().find(|word| word.starts_with("eps://")).map(str::to_owned);
+                line = log.split([' ', '\n', '\'']).find(|word| word.starts_with("eps://")).map(str::to_owned);
             }
             Some("client") => {
                 running.push(laptop.start(&words));

@@ -3,16 +3,15 @@
 
 use std::net::Ipv4Addr;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use eps_actor::cli::demo::scene::Node;
 use eps_actor::config::Role;
-use eps_actor::io::netns::{Lan, Netns, can_make_networks, ping_once};
+use eps_actor::io::netns::{Netns, can_make_networks, ping_once};
 use eps_actor::io::nft::masquerade;
 
 use crate::lab::{
-    Capture, SERVER, SOON, World, address, beside, finish_in, has_program, join, node, ping, program, run_in,
+    Capture, Home, SERVER, SOON, World, address, beside, finish_in, has_program, join, node, ping, program, run_in,
 };
 use crate::lab::{text, udp_payload, until};
 
@@ -341,16 +340,10 @@ fn same(node: &Node, before: &str) {
 }
 
 /// A client behind a NAT of its own, on the switch of the world.
-fn at_home(world: &mut World, name: &str) -> (Node, (Netns, Lan)) {
-    let nat = Arc::try_unwrap(world.host()).unwrap_or_else(|_| unreachable!("nobody else has it"));
-    let ns = Netns::new().expect("a namespace");
-    let mut lan = Lan::new().expect("a switch");
-    lan.plug(&nat, "lan", "192.168.7.1/24").expect("a cable");
-    lan.plug(&ns, "eth0", "192.168.7.2/24").expect("a cable");
-    ns.add_default_route(Ipv4Addr::new(192, 168, 7, 1)).expect("a route");
-    nat.sysctl("ipv4/ip_forward", "1").expect("a setting");
-    nat.run(|| masquerade("eth0")).expect("a NAT");
-    (node(name, Role::Client, Arc::new(ns), &world.directory), (nat, lan))
+fn at_home(world: &mut World, name: &str) -> (Node, Home) {
+    let home = world.home();
+    home.router.run(|| masquerade("eth0")).expect("a NAT");
+    (node(name, Role::Client, home.inside.clone(), &world.directory), home)
 }
 
 /// The ports of the server, and of these clients' sockets.

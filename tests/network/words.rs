@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::lab::{
     BIN, SERVER, SOON, World, address, beside, finish_in, has_program, join, node, program, run_in, state_of, text,
-    until,
+    until, wait_for_direct,
 };
 
 /// Runs a command that asks a client.
@@ -263,6 +263,82 @@ fn why_has_the_right_verdict_for_each_of_fifteen_set_ups() {
     ada.start(&[]).expect("started");
     address(&ada);
     verdict(&mut wrong, &ada, "bob", "server-down-tried");
+    drop(homes.map(|home| home.nat));
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn why_has_the_right_verdict_when_what_worked_breaks() {
+    if !can_make_networks() || !has_program("iptables") {
+        return;
+    }
+    let _turn = beside();
+    let mut world = World::new();
+    let line = world.start_server(&[]);
+    let [ada, bob, finn, uma] = ["ada", "bob", "finn", "uma"].map(|name| world.client(name));
+    let mut homes = [true, true].map(|hard| Home::new(&mut world, hard));
+    let hana = homes[0].client(&world, "hana");
+    let hugo = homes[1].client(&world, "hugo");
+    run_in(&uma.ns, "iptables -A OUTPUT -o eth0 -p udp -j DROP");
+    let all = [&ada, &bob, &finn, &hana, &hugo];
+    for client in all {
+        client.ns.sysctl("ipv6/conf/default/disable_ipv6", "1").expect("a setting");
+        client.start(&["--join", &line]).expect("started");
+    }
+    for client in all {
+        address(client);
+    }
+    until("all to know each other", || {
+        let status = ada.client_status().expect("a status");
+        status.peers.iter().filter(|peer| peer.online).count() == all.len() - 1
+    });
+    for (from, to) in [(&ada, &bob), (&ada, &finn), (&finn, &ada), (&hana, &hugo)] {
+        meet(from, to);
+    }
+    for peer in ["bob", "finn"] {
+        wait_for_direct(&ada, peer);
+    }
+
+    // A peer that is killed says no goodbye, and the server does not miss it for a while.
+    let (killed, mut wrong) = (Instant::now(), Vec::new());
+    bob.kill().expect("killed");
+    let reply = verdict(&mut wrong, &ada, "bob", "lost");
+    assert!(reply["path"].is_null(), "{reply:#}");
+    until("the status to say so", || state_of(&ada, "bob") == "lost");
+    println!("lost in the status {:.1} s after the kill", killed.elapsed().as_secs_f64());
+    let peer = ada.client_status().expect("a status");
+    let peer = peer.peer("bob").expect("a member");
+    assert_eq!((&peer.path, peer.rtt_ms), (&None, None), "nothing is claimed of a way that leads nowhere");
+    assert_eq!(verdict(&mut wrong, &ada, "bob", "lost")["state"], "lost");
+    let page = ada.control(&json!({"command": "scorecard", "format": "prom"})).expect("a page");
+    assert!(page["text"].as_str().is_some_and(|page| page.contains("eps_peer_up{peer=\"bob\"} 0")), "{page}");
+    assert!(ada.log().contains("bob is lost"), "{}", ada.log());
+
+    // A firewall that comes later: counts of better times must not speak for it.
+    run_in(&finn.ns, &format!("iptables -A INPUT -i eth0 -p udp ! -s {SERVER} -j DROP"));
+    verdict(&mut wrong, &ada, "finn", "inbound-filtered-there");
+    verdict(&mut wrong, &finn, "ada", "inbound-filtered-here");
+
+    // By TCP to the server, and UDP passes again.
+    join(&uma, &line, &["--listen-port", "40404"]);
+    until("uma to know finn", || state_of(&uma, "finn") != "unknown");
+    ask(&uma, &["ping", "finn", "-c", "1"]);
+    verdict(&mut wrong, &uma, "finn", "udp-blocked-here");
+    // All but the client's own port, so that it does not go back to UDP between two looks.
+    run_in(&uma.ns, "iptables -I OUTPUT -o eth0 -p udp --sport 40404 -j DROP");
+    run_in(&uma.ns, "iptables -D OUTPUT 2");
+    verdict(&mut wrong, &uma, "finn", "udp-back-here");
+
+    // The killed peer is there again.
+    bob.start(&[]).expect("started");
+    address(&bob);
+    meet(&bob, &ada);
+    wait_for_direct(&ada, "bob");
+
+    // The server dies under a pair that has nothing but its relay.
+    world.server.kill().expect("killed");
+    verdict(&mut wrong, &hana, "hugo", "server-down-tried");
+    verdict(&mut wrong, &ada, "bob", "direct");
     drop(homes.map(|home| home.nat));
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -229,8 +229,7 @@ impl Sim {
     pub fn kick(&mut self, client: usize) {
         let name = self.clients[client].name.clone();
         self.note(&format!("{name} is kicked"));
-        let now = self.now;
-        self.command(|core, request| core.kick(request, &name, now));
+        self.command(|core, request| core.kick(request, &name));
     }
 
     /// Asks the operator for a token; waits until it is durable.

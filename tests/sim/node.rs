@@ -130,7 +130,7 @@ pub struct Run {
     sessions: BTreeMap<SessionIndex, Arc<Session>>,
     staged: BTreeMap<PeerIdx, VecDeque<Vec<u8>>>,
     pub own: Option<Certificate>,
-    epoch: Epoch,
+    pub epoch: Epoch,
     host: SocketAddr,
     observed: Option<SocketAddr>,
     pub nat: NatReport,
@@ -418,6 +418,7 @@ impl Client {
                 *run.drops.entry(DropReason::Unreachable).or_default() += lost as u64;
             }
             Output::MapAt(version) => run.link.set_map_version(version),
+            Output::Dropped(reason) => *run.drops.entry(reason).or_default() += 1,
             Output::Save => {
                 if let Some(peers) = &run.peers {
                     self.disk.map = Some(peers.save());

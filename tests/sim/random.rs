@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
+use eps_actor::proto::peers::PeerState;
 use rand::RngExt;
 
 use super::Sim;
@@ -11,6 +12,9 @@ use super::net::{Nat, Place, Quality};
 
 /// Seeds of a plain `cargo test`.
 const SEEDS: u64 = 300;
+/// Who is said to be reached has given proof within this time: unused paths are asked each 20 s, and with a tenth more the
+/// questions that follow are over by then.
+const PROOF_AGE_MAX: Duration = Duration::from_secs(35);
 /// After the last repair everybody reaches everybody within this time. F-23 has 30 s; here the server may have been away
 /// as well, and one client of one network in 300 asks for it again only after 29 s.
 const REACHED_WITHIN: Duration = Duration::from_secs(36);
@@ -146,6 +150,7 @@ impl Run {
             let pause = if self.sim.rng.random_bool(0.03) { 100_000 } else { 4_000 };
             let pause = self.sim.rng.random_range(0..pause);
             self.sim.run_for(Duration::from_millis(pause));
+            self.nobody_is_said_to_be_reached_without_proof();
         }
         self.repair();
         let healed = self.everybody_reaches_everybody();
@@ -266,6 +271,22 @@ impl Run {
             }
             self.sim.run_for(Duration::from_millis(500));
             missing.retain(|(_, to), sent| !sent.iter().any(|number| self.sim.arrived(*number, *to)));
+        }
+    }
+
+    fn nobody_is_said_to_be_reached_without_proof(&self) {
+        let sim = &self.sim;
+        for client in sim.online() {
+            let Some(run) = &sim.clients[client].run else { continue };
+            for peer in run.members() {
+                let heard = peer.meter.heard_ms().map(|ms| run.epoch.at(ms));
+                let proof = heard.into_iter().chain(peer.proven).max();
+                let age = proof.map(|proof| sim.now().saturating_duration_since(proof));
+                let reached = matches!(peer.state, PeerState::Direct | PeerState::Relay);
+                if reached && age.is_none_or(|age| age > PROOF_AGE_MAX) {
+                    sim.fail(&format!("c{client} says {} is {:?}; its last proof: {age:?} ago", peer.name, peer.state));
+                }
+            }
         }
     }
 

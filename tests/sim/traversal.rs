@@ -1,9 +1,16 @@
 //! Ways through NATs, one sentence each.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use eps_actor::counters::DropReason;
+use eps_actor::ids::{ChannelToken, Endpoint, Route};
 use eps_actor::proto::nat::NatKind;
-use eps_actor::wire::control::{Candidate, CandidateKind};
+use eps_actor::proto::peers::{Output, Peers};
+use eps_actor::wire::cert::CERT_LEN;
+use eps_actor::wire::control::{Candidate, CandidateKind, Control, MapEntry};
+use eps_actor::wire::nat::{NatMessage, Purpose};
 
 use super::net::{Filtering, Mapping, Nat, Place};
 use super::{PORT, Sim};
@@ -235,6 +242,49 @@ fn s_20_an_address_that_all_peers_claim_to_have_gets_few_datagrams() {
     println!("S-20 (simulated): {} to the victim in two minutes, {most:?} in the worst second", sent.len());
     assert!(!sent.is_empty() && sent.len() <= 2000);
     assert!(most <= Some(20), "{most:?}");
+    let held_back = sim.clients[anna].run.as_ref().expect("it runs").drops[&DropReason::UnprovenBudget];
+    println!("S-20 (simulated): {held_back} were held back, and counted");
+    assert!(held_back > 0);
+}
+
+#[test]
+fn what_a_member_asks_too_much_of_is_dropped_and_counted_by_reason() {
+    let mut sim = Sim::new(21);
+    let [anna, ben, carl] = sim.public(["anna", "ben", "carl"]);
+    sim.start();
+    sim.ping(anna, ben);
+    sim.run_for(secs(2));
+    let (at, now) = (sim.peer(anna, ben).expect("a member").clone(), sim.now());
+    let (session, via) = (at.session.expect("a session"), at.route.expect("a path"));
+    let about = sim.clients[carl].key;
+    let peers = sim.clients[anna].run.as_mut().and_then(|run| run.peers.as_mut()).expect("it is a member");
+    let pass_on =
+        NatMessage::PunchAt { round: 0, delay_ms: 0, purpose: Purpose::PassOn, about, candidates: Vec::new() };
+    for number in 0..50 {
+        let elsewhere = Endpoint { addr: SocketAddr::from(([203, 0, 113, 7], 1000 + number)), ..via.endpoint };
+        peers.seen_from(at.idx, Route::direct(elsewhere), now);
+        for asked in [Control::Ping { id: number.into() }, Control::Nat(pass_on.clone())] {
+            peers.handle_control(&session, via, &asked.to_bytes(), now).expect("authentic");
+        }
+    }
+    let broken = MapEntry { name: "dora".into(), certificate: [7; CERT_LEN], online: true };
+    let token = ChannelToken(1);
+    peers.handle_server(Control::PeerAnswer { entry: broken, introduced: true, token, candidates: Vec::new() }, now);
+    let run = sim.clients[anna].run.as_mut().expect("it runs");
+    let mut counted = BTreeMap::<_, u32>::new();
+    while let Some(output) = run.peers.as_mut().and_then(Peers::poll_output) {
+        if let Output::Dropped(reason) = output {
+            *counted.entry(reason).or_default() += 1;
+        }
+    }
+    println!("of 50 each: {counted:?}");
+    let expected = [
+        (DropReason::BadCertificate, 1),
+        (DropReason::SightingFlood, 46),
+        (DropReason::IntroductionFlood, 40),
+        (DropReason::QuestionFlood, 30),
+    ];
+    assert_eq!(counted, expected.into());
 }
 
 fn secs(seconds: u64) -> Duration {

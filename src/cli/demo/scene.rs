@@ -31,7 +31,7 @@ use super::super::reply::{ClientStatus, Peer, ServerStatus, Status};
 use crate::config::Role;
 use crate::io::control_socket::{ControlError, request};
 use crate::io::netns::{Lan, Netns, lan, ping_once};
-use crate::io::nft::masquerade;
+use crate::io::nft::{NftError, masquerade, masquerade_random_ports};
 use crate::io::signals;
 use crate::scaled::Seconds;
 
@@ -151,8 +151,15 @@ impl Scene {
 
     /// As [`Scene::new`], with the nodes' files in this directory.
     pub fn in_directory(directory: Directory, program: impl Into<PathBuf>) -> Result<Self> {
-        let program = program.into();
-        let mut underlay = Underlay::new()?;
+        Self::on(Underlay::new()?, directory, program.into())
+    }
+
+    /// As [`Scene::new`], with NATs that use a new random port for each destination.
+    pub fn behind_hard_nats(program: impl Into<PathBuf>) -> Result<Self> {
+        Self::on(Underlay::with_nats(masquerade_random_ports)?, Directory::new()?, program.into())
+    }
+
+    fn on(mut underlay: Underlay, directory: Directory, program: PathBuf) -> Result<Self> {
         let node = |name: &str, role, ns: Netns| Node::new(&program, name, role, Arc::new(ns), directory.path());
         Ok(Self {
             server: node("server", Role::Server, underlay.public_host("198.51.100.1/24")?)?,
@@ -206,13 +213,18 @@ impl Drop for Scene {
 impl Underlay {
     /// Builds the networks, without hosts in them. The NATs keep ports and let nothing unsolicited in.
     pub fn new() -> Result<Self> {
+        Self::with_nats(masquerade)
+    }
+
+    /// The same with NATs of a kind, made in the router's namespace for its outside interface.
+    fn with_nats(nat_towards: fn(&str) -> Result<(), NftError>) -> Result<Self> {
         let [nat_a, nat_b] = [Netns::new()?, Netns::new()?];
         let internet = lan(&[(&nat_a, "wan", "198.51.100.11/24"), (&nat_b, "wan", "198.51.100.12/24")])?;
         let lan_a = lan(&[(&nat_a, "lan", "192.168.1.1/24")])?;
         let lan_b = lan(&[(&nat_b, "lan", "192.168.2.1/24")])?;
         for nat in [&nat_a, &nat_b] {
             nat.sysctl("ipv4/ip_forward", "1").context("cannot switch on forwarding in a namespace")?;
-            nat.run(|| masquerade("wan"))?;
+            nat.run(|| nat_towards("wan"))?;
         }
         Ok(Self { internet, lan_a, lan_b, nat_a, nat_b })
     }
@@ -290,7 +302,11 @@ impl Node {
             bail!("{} runs already", self.name);
         }
         let log = self.open_log().with_context(|| format!("cannot write {}", self.log_path().display()))?;
-        command.arg0("eps-actor").current_dir(&self.dir).env_remove("EPS_JOIN");
+        // By another name it plays another part.
+        if Path::new(command.get_program()).file_name() == self.program.file_name() {
+            command.arg0("eps-actor");
+        }
+        command.current_dir(&self.dir).env_remove("EPS_JOIN");
         command.stdin(File::open("/dev/null")?).stdout(log.try_clone()?).stderr(log);
         // Ctrl-C at the terminal is for whoever started us, and that one stops the nodes in order.
         command.process_group(0);

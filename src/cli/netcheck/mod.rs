@@ -8,7 +8,7 @@ mod print;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures_util::future::{join, join_all, join4};
@@ -19,6 +19,8 @@ use super::args::NetcheckArguments;
 use super::ask::ask_role;
 use crate::config::{ClientOptions, Role, file_for, load_client};
 use crate::io::ask::{AskSocket, tcp_connect};
+use crate::io::clock::unix_time;
+use crate::io::names;
 use crate::io::netlink::{InterfaceAddress, Netlink, RouteEntry, source_towards};
 use crate::proto::gateway::Place;
 use crate::proto::netcheck::{Facts, Family, Filtering, How, Question, Server, Sight, mapping};
@@ -150,7 +152,7 @@ async fn resolve(names: &[(HostPort, bool)]) -> Vec<Server> {
     let found = names.iter().map(|(host, is_ours)| async move {
         let server =
             |addr, error| Server { name: host.to_string(), is_ours: *is_ours, addr, udp: None, tcp: None, error };
-        match smol::net::resolve((host.host.as_str(), host.port)).await {
+        match names::resolve(&host.host, host.port).await {
             Ok(addresses) => {
                 let first = |four| addresses.iter().find(|addr| addr.is_ipv4() == four);
                 [first(true), first(false)].into_iter().flatten().map(|addr| server(Some(*addr), None)).collect()
@@ -195,7 +197,7 @@ async fn look(servers: &[(SocketAddr, bool)], long: Option<Duration>) -> Option<
         seen.answered.push((question.to, heard.took));
         seen.family.observed = seen.family.observed.or(Some(heard.observed));
         if let Some(tell) = heard.more {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            let now = unix_time().as_secs_f64();
             // Its clock is told in whole seconds.
             let ahead = now - heard.took.as_secs_f64() / 2.0 - (tell.unix as f64 + 0.5);
             seen.clock_ahead = seen.clock_ahead.or(Some(ahead));

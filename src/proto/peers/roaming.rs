@@ -76,6 +76,7 @@ impl Peers {
             peer.paths.wake(now);
             peer.probing = true;
             if moved {
+                peer.tried.forget();
                 // The routers on the way may take us for somebody else: frames go by the relay, too, until a reply comes.
                 let before = peer.paths.active();
                 for event in peer.paths.doubt(now) {
@@ -119,6 +120,7 @@ impl Peers {
         }
         let before = peer.paths.active();
         peer.paths.other_end_moved(&via, now);
+        peer.tried.forget();
         if let Some(relay) = server.zip(peer.channel).map(|(server, token)| Route::relayed(server, token)) {
             peer.paths.prove(relay, now);
         }

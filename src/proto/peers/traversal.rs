@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::{DIAL_MAX, Output, Peers, endpoints_to, is_dialable};
+use crate::counters::DropReason;
 use crate::ids::{PeerIdx, Route, UplinkId};
 use crate::proto::nat::{NatKind, NatReport};
 use crate::proto::path::State;
@@ -190,6 +191,8 @@ impl Peers {
     pub(super) fn send_unproven(&mut self, route: Route, datagram: Vec<u8>, now: Instant) {
         if !route.is_direct() || self.traversal.unproven.may_send(route.endpoint.addr.ip(), now) {
             self.send(route, datagram);
+        } else {
+            self.outputs.push_back(Output::Dropped(DropReason::UnprovenBudget));
         }
     }
 
@@ -202,8 +205,8 @@ impl Peers {
             return;
         }
         let addr = route.endpoint.addr;
-        let is_announced = peer.candidates.iter().any(|candidate| candidate.addr == addr)
-            || peer.way.neighbour() == Some(addr);
+        let is_announced =
+            peer.candidates.iter().any(|candidate| candidate.addr == addr) || peer.way.neighbour() == Some(addr);
         if is_announced || self.traversal.unproven.is_paid(addr) {
             self.send_unproven(route, datagram, now);
         }
@@ -423,6 +426,7 @@ impl Peers {
         }
         *passed += 1;
         if *passed > PASSED_PER_SECOND {
+            self.outputs.push_back(Output::Dropped(DropReason::IntroductionFlood));
             return;
         }
         let Some(peer) = self.peers.get(&from) else { return };

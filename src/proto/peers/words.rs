@@ -1,14 +1,27 @@
 //! What people ask of peers (`ping`, `why`), and what peers ask of us in their name.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Output, Peers};
+use super::{Output, Peer, Peers};
+use crate::counters::DropReason;
 use crate::ids::{PeerIdx, Route};
 use crate::proto::asking::{Answer, Question};
 use crate::proto::session::Session;
 use crate::wire::control::Control;
 use crate::wire::why::Side;
+
+/// A peer's questions make us try its addresses again at most this often.
+const TRY_AGAIN: Duration = Duration::from_secs(3);
+
+impl Peer {
+    /// What is in use is measured, and what was given up on is tried again, so that an account is about this moment.
+    fn try_again(&mut self, now: Instant) {
+        self.paths.wake(now);
+        self.paths.begin_rounds(now);
+        self.probing = true;
+    }
+}
 
 impl Peers {
     /// Puts a question to a peer, with whom a session is made if there is none. `id` is the asker's, at random; the
@@ -29,9 +42,9 @@ impl Peers {
             peer.probing = true;
             match question {
                 Question::Ping => peer.paths.wake(now),
-                // What was given up on is tried again, so that the account is about this moment.
-                Question::Why => peer.paths.begin_rounds(now),
+                Question::Why => peer.try_again(now),
             }
+            self.reschedule(idx);
         }
         self.want(idx, now);
         self.send_questions(idx, now);
@@ -114,6 +127,14 @@ impl Peers {
                 }
             }
             Control::WhyAsk { nonce } if self.may_answer(idx, now) => {
+                // The question is repeated until it is answered.
+                if let Some(peer) = self.peers.get_mut(&idx)
+                    && peer.tried_again.is_none_or(|at| now.saturating_duration_since(at) >= TRY_AGAIN)
+                {
+                    peer.tried_again = Some(now);
+                    peer.try_again(now);
+                    self.reschedule(idx);
+                }
                 self.outputs.push_back(Output::Asked { peer: idx, nonce });
             }
             Control::WhySay { nonce, side } => {
@@ -126,7 +147,11 @@ impl Peers {
     }
 
     fn may_answer(&mut self, idx: PeerIdx, now: Instant) -> bool {
-        self.peers.get_mut(&idx).is_some_and(|peer| peer.answers.take(now))
+        let may = self.peers.get_mut(&idx).is_some_and(|peer| peer.answers.take(now));
+        if !may {
+            self.outputs.push_back(Output::Dropped(DropReason::QuestionFlood));
+        }
+        may
     }
 
     fn answered(&mut self, id: u64, answer: Answer) {

@@ -9,70 +9,27 @@
 //! What came by a path is as good as a reply, so loss does not kill it: only when we send and hear nothing, a burst of
 //! probes asks, and any answer ends it. While the path in use is suspect, frames go by it and by the next best.
 //!
-//! The lowest tier wins (direct, relay by UDP, relay by TCP), inside a tier the lowest [cost](Estimate::cost), and a
+//! The lowest tier wins (direct, relay by UDP, relay by TCP), inside a tier the lowest [cost](Path::cost), and a
 //! change needs a clear and lasting gain. Nothing here sends: the owner asks which probes are due.
 
-use std::collections::VecDeque;
-use std::sync::atomic::Ordering::Relaxed;
+mod life;
+
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 
-use super::estimate::{Counts, Estimate, PathMeter};
+use self::life::{Asked, DEAD_BUSY, DEAD_FIRST, PROBE_BUSY, ROUND_WAITS, Turn};
+pub use self::life::{Path, State};
+use super::estimate::Counts;
 use super::multipath::{COPIES_MAX, Mode, Plan, Rule, SPREAD_MAX, Spread, Way};
 use super::session::Epoch;
 use crate::ids::{Route, UplinkId};
 
-/// When the probes of a round go out, counted from its start.
-const ROUND: [Duration; 7] = [
-    Duration::ZERO,
-    Duration::from_millis(50),
-    Duration::from_millis(100),
-    Duration::from_millis(200),
-    Duration::from_millis(400),
-    Duration::from_millis(800),
-    Duration::from_millis(1600),
-];
-/// Waits between rounds that proved nothing; the last one repeats.
-const ROUND_WAITS: [Duration; 4] =
-    [Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(45), Duration::from_secs(300)];
-/// How often a path that carries frames is probed while they pass, to measure it.
-const PROBE_BUSY: Duration = Duration::from_secs(2);
-/// And while none do: below common NAT time-outs of 30 s.
-const PROBE_IDLE: Duration = Duration::from_secs(20);
-/// How often a valid path is probed that carries none while others do, and one that might be better than them.
-const PROBE_STANDBY: Duration = Duration::from_secs(10);
-const PROBE_CONTENDER: Duration = Duration::from_secs(1);
-/// A new path is measured so many times at once, this far apart, so that a better one is known as such in a second.
-const SETTLING: u8 = 3;
-const PROBE_SETTLING: Duration = Duration::from_millis(300);
-/// Sending and hearing nothing for so long is worth a question; on slow paths 3 round trips and 4 variations.
-const SILENCE_MIN: Duration = Duration::from_millis(500);
-/// How often we look whether something was sent into the silence.
-const LISTEN_EVERY: Duration = Duration::from_millis(100);
 /// Probes of the other end that follow each other so fast are a burst: it hears nothing of what we send.
 const URGENT: Duration = Duration::from_millis(250);
 /// They make us ask back no oftener than this.
 const URGE_EVERY: Duration = Duration::from_secs(1);
-/// A burst asks at these times, then each [`BURST_STEP`], until the path's patience is over.
-const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(200)];
-const BURST_STEP: Duration = Duration::from_millis(200);
-/// How long a burst goes unanswered before the path is suspect: longer where two round trips and 4 variations are.
-const PATIENCE_MIN: Duration = Duration::from_secs(1);
-const PATIENCE_MAX: Duration = Duration::from_secs(3);
-/// Probes in a row without a reply that a path survives as long as something comes by it: datagrams that come do not
-/// say that ours get there.
-const DEAF_MAX: u32 = 2;
-/// How often a suspect path is asked, so that the other end takes it for [urgent](URGENT), and for how long until it is
-/// dead.
-const PROBE_SUSPECT: Duration = Duration::from_millis(200);
-const SUSPECT_MAX: Duration = Duration::from_secs(5);
-/// Waits between the probes of a dead path: the first, doubled up to the last; while frames pass, no more than makes it
-/// used again within ten seconds of its repair.
-const DEAD_FIRST: Duration = Duration::from_secs(1);
-const DEAD_LAST: Duration = Duration::from_secs(60);
-const DEAD_BUSY: Duration = Duration::from_secs(8);
 /// A dead path that nobody announces is forgotten after this.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// A path replaces another one of its tier only if it is better by a tenth and this much, in microseconds,
@@ -85,79 +42,6 @@ const SWITCH_INTERVAL: Duration = Duration::from_secs(10);
 const COST_STEP_US: i64 = 5_000;
 /// Paths kept to one peer; candidates beyond are not taken up.
 pub const PATHS_MAX: usize = 48;
-/// Probes whose answers are still known.
-const ASKED_MAX: usize = 10;
-
-/// How far a path is proven.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Nobody has answered from it yet; it waits for its next round of probes.
-    Candidate,
-    /// And a round is under way.
-    Probing,
-    /// A reply to a challenge came.
-    Valid,
-    /// It was valid and does not answer: frames leave by another, too, while it is probed on.
-    Suspect,
-    /// It has not answered for long.
-    Dead,
-}
-
-/// One way to the peer.
-#[derive(Debug)]
-pub struct Path {
-    pub route: Route,
-    pub state: State,
-    pub estimate: Estimate,
-    pub meter: Arc<PathMeter>,
-    /// When a reply last proved it.
-    pub proven: Option<Instant>,
-    number: u8,
-    announced: bool,
-    /// Of candidates: which round, and which of its probes is next.
-    round: usize,
-    step: usize,
-    /// When there is something to do next.
-    probe_at: Instant,
-    /// Of valid paths: when it is to be measured next, and when we would miss hearing something.
-    measure_at: Instant,
-    listen_at: Option<Instant>,
-    /// What was last heard when we listened, and what we had sent then.
-    listened: (Option<u64>, u64),
-    burst: Option<Burst>,
-    /// When the other end last asked by it, and whether it asks as who hears nothing does.
-    probed: Option<Instant>,
-    urged: bool,
-    urged_at: Option<Instant>,
-    /// Since when it is suspect or dead.
-    silent_since: Instant,
-    dead_wait: Duration,
-    settling: u8,
-    /// Probes in a row in which it was clearly better than the one in use.
-    better: u8,
-    sequence: u32,
-    asked: VecDeque<Asked>,
-    answered: Option<Asked>,
-    missed: u32,
-}
-
-/// Urgent questions to a path that carries frames.
-#[derive(Debug, Clone, Copy)]
-struct Burst {
-    since: Instant,
-    step: usize,
-    /// Only a reply ends it, not what else comes.
-    deaf: bool,
-}
-
-/// A probe that was sent, and what had been sent by its path until then.
-#[derive(Debug, Clone, Copy)]
-struct Asked {
-    sequence: u32,
-    challenge: u64,
-    at: Instant,
-    sent: u64,
-}
 
 /// A probe to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -401,10 +285,7 @@ impl Paths {
                 State::Candidate => silent >= ROUND_WAITS[ROUND_WAITS.len() - 1],
                 State::Probing | State::Valid | State::Suspect => false,
             };
-            !(old
-                && !path.announced
-                && path.route.is_direct()
-                && active != Some(path.route))
+            !(old && !path.announced && path.route.is_direct() && active != Some(path.route))
         });
         let forgotten = self.list.len() < before;
         for path in self.list.iter_mut().filter(|path| now >= path.probe_at) {
@@ -448,6 +329,11 @@ impl Paths {
     /// No path is valid: whichever answers first is to be used.
     fn is_stranded(&self) -> bool {
         self.list.iter().all(|path| path.state != State::Valid)
+    }
+
+    /// Nobody answers by any way: frames that leave now most likely arrive nowhere.
+    pub fn is_lost(&self) -> bool {
+        !self.list.iter().any(|path| matches!(path.state, State::Valid | State::Suspect))
     }
 
     /// Frames may come by several paths of about one kind.
@@ -547,6 +433,11 @@ impl Paths {
             }
             self.active = Some(route);
             self.list.iter_mut().for_each(|path| path.better = 0);
+            // What stood by was last asked perhaps 20 s ago; it is the next thing that is claimed to work.
+            let due = |path: &&mut Path| path.route == route && path.state == State::Valid;
+            if let Some(path) = self.list.iter_mut().find(due).filter(|path| path.measure_at > now + PROBE_BUSY) {
+                (path.measure_at, path.probe_at) = (now, now);
+            }
         }
         let suspect = |route: &Route| self.get(route).is_some_and(|path| path.state == State::Suspect);
         self.doubted = self.doubted.filter(suspect).filter(|route| self.active != Some(*route));
@@ -558,7 +449,7 @@ impl Paths {
     }
 
     /// The routes that frames take.
-    fn carrying(&self) -> Vec<Route> {
+    pub fn carrying(&self) -> Vec<Route> {
         match self.plan() {
             Some(plan) => plan.ways.iter().map(|way| way.route).collect(),
             None => self.active.into_iter().collect(),
@@ -594,7 +485,8 @@ impl Paths {
     /// moment ago, of which one may still lead there.
     fn redundant<'p>(&'p self, active: &'p Path) -> Vec<&'p Path> {
         let mut chosen = self.apart(active, COPIES_MAX, true);
-        let doubted = |path: &&Path| path.state == State::Suspect && path.route.is_direct() && path.route != active.route;
+        let doubted =
+            |path: &&Path| path.state == State::Suspect && path.route.is_direct() && path.route != active.route;
         let mut suspects: Vec<&Path> = self.list.iter().filter(doubted).collect();
         // The one that carried frames first, then by another socket: one of them may be dead.
         suspects.sort_by_key(|path| (self.doubted != Some(path.route), path.number));
@@ -652,273 +544,12 @@ fn weights(paths: &[&Path]) -> Vec<u8> {
     paths.iter().map(weight).collect()
 }
 
-/// What a path has to know of the others when its time has come.
-struct Turn {
-    now: Instant,
-    busy: bool,
-    carries: bool,
-    stranded: bool,
-    epoch: Epoch,
-}
-
-impl Path {
-    fn new(route: Route, number: u8, announced: bool, now: Instant) -> Self {
-        Self {
-            route,
-            state: State::Probing,
-            estimate: Estimate::default(),
-            meter: Arc::default(),
-            proven: None,
-            number,
-            announced,
-            round: 0,
-            step: 0,
-            probe_at: now,
-            measure_at: now,
-            listen_at: None,
-            listened: (None, 0),
-            burst: None,
-            probed: None,
-            urged: false,
-            urged_at: None,
-            silent_since: now,
-            dead_wait: DEAD_FIRST,
-            settling: 0,
-            better: 0,
-            sequence: 0,
-            asked: VecDeque::new(),
-            answered: None,
-            missed: 0,
-        }
-    }
-
-    /// Smoothed round trip, once measured.
-    pub fn srtt(&self) -> Option<Duration> {
-        self.estimate.srtt()
-    }
-
-    /// What it costs to use it.
-    pub fn cost(&self) -> i64 {
-        self.estimate.cost(&self.route)
-    }
-
-    /// Lower is better, whatever the cost; `None` for what must not carry frames.
-    fn tier(&self) -> Option<u8> {
-        match (self.route.is_direct(), self.state) {
-            (true, State::Valid) => Some(0),
-            (false, State::Valid) if self.route.endpoint.uplink != UplinkId::TCP => Some(1),
-            (false, State::Valid) => Some(2),
-            // Better than nothing.
-            (true, State::Suspect) => Some(3),
-            (false, State::Suspect) => Some(4),
-            (true, State::Dead) => Some(5),
-            (false, State::Candidate | State::Probing | State::Dead) => Some(6),
-            (true, State::Candidate | State::Probing) => None,
-        }
-    }
-
-    /// Whether it still works is to be asked at once.
-    fn suspect(&mut self, now: Instant) {
-        (self.state, self.silent_since, self.burst, self.probe_at) = (State::Suspect, now, None, now);
-    }
-
-    fn begin_round(&mut self, now: Instant, round: usize) {
-        (self.state, self.round, self.step, self.probe_at) = (State::Probing, round, 0, now);
-    }
-
-    fn validate(&mut self, now: Instant, epoch: Epoch) -> Option<PathEvent> {
-        (self.missed, self.burst, self.proven) = (0, None, Some(now));
-        self.meter.heard(epoch.ms(now));
-        if self.state == State::Valid {
-            return None;
-        }
-        (self.state, self.settling, self.better) = (State::Valid, SETTLING, 0);
-        self.dead_wait = DEAD_FIRST;
-        // Proven by other means than a reply, it is measured at once.
-        let measured = self.estimate.srtt().is_some();
-        (self.measure_at, self.listen_at) = (if measured { now + PROBE_SETTLING } else { now }, None);
-        self.probe_at = self.measure_at;
-        Some(PathEvent::Validated(self.route))
-    }
-
-    /// Its time has come: whether it is to be probed, and what became of it.
-    fn turn(&mut self, turn: &Turn, rng: &mut impl Rng) -> (bool, Option<PathEvent>) {
-        match self.state {
-            State::Candidate | State::Probing => {
-                self.probe_at = turn.now + self.next_of_round(rng);
-                (true, None)
-            }
-            State::Valid => self.turn_valid(turn, rng),
-            State::Suspect => {
-                self.probe_at = turn.now + PROBE_SUSPECT;
-                if turn.now.saturating_duration_since(self.silent_since) < SUSPECT_MAX {
-                    return (true, None);
-                }
-                (self.state, self.silent_since) = (State::Dead, turn.now);
-                (true, Some(PathEvent::Lost(self.route)))
-            }
-            State::Dead => {
-                let most = match (turn.stranded, turn.busy) {
-                    (true, _) => DEAD_FIRST,
-                    (false, true) => DEAD_BUSY,
-                    (false, false) => DEAD_LAST,
-                };
-                self.probe_at = turn.now + jitter(self.dead_wait.min(most), rng);
-                self.dead_wait = (self.dead_wait * 2).min(DEAD_LAST);
-                (true, None)
-            }
-        }
-    }
-
-    fn turn_valid(&mut self, turn: &Turn, rng: &mut impl Rng) -> (bool, Option<PathEvent>) {
-        let Turn { now, busy, carries, .. } = *turn;
-        let heard_ms = self.meter.heard_ms();
-        let heard = heard_ms.map(|ms| turn.epoch.at(ms));
-        // To the millisecond, as marks are.
-        let since = |at: Instant| turn.epoch.at(turn.epoch.ms(at));
-        if self.burst.is_some_and(|burst| !burst.deaf && heard.is_some_and(|heard| heard > since(burst.since))) {
-            self.burst = None;
-        }
-        let patience = self.patience();
-        if self.urged {
-            self.burst = None;
-        }
-        if let Some(burst) = &mut self.burst {
-            if now >= burst.since + patience {
-                self.burst = None;
-                (self.state, self.silent_since) = (State::Suspect, now);
-                self.probe_at = now + PROBE_SUSPECT;
-                return (true, Some(PathEvent::Suspected(self.route)));
-            }
-            burst.step += 1;
-            let offset = BURST.get(burst.step).copied();
-            let offset = offset.unwrap_or_else(|| BURST[2] + BURST_STEP * (burst.step - 2) as u32);
-            self.probe_at = burst.since + offset.min(patience);
-            return (true, None);
-        }
-        if std::mem::take(&mut self.urged) {
-            return self.begin_burst(now, true);
-        }
-        if busy
-            && carries
-            && self.listen_at.is_none_or(|at| now >= at)
-            && self.misses_something(now, heard_ms, turn.epoch)
-        {
-            return self.begin_burst(now, false);
-        }
-        let asks = now >= self.measure_at;
-        if asks {
-            if let Some(asked) = self.unanswered(now) {
-                self.missed += 1;
-                // As long as something comes, two probes may be lost; without, each loss is looked into.
-                let vouched = carries && busy && heard.is_some_and(|heard| heard > asked.at);
-                if !vouched || self.missed >= DEAF_MAX {
-                    return self.begin_burst(now, true);
-                }
-            }
-            self.measure_at = now + self.interval(busy, carries, rng);
-        }
-        if !(busy && carries) {
-            self.listen_at = None;
-        }
-        // A probe that is lost is missed before the next one is due.
-        if asks && !(busy && carries) && self.measure_at > now + patience {
-            self.probe_at = now + patience;
-        } else if !asks && self.unanswered(now).is_some() && !(busy && carries) {
-            return self.begin_burst(now, true);
-        } else {
-            self.probe_at = self.measure_at;
-        }
-        self.probe_at = self.listen_at.map_or(self.probe_at, |at| self.probe_at.min(at));
-        (asks, None)
-    }
-
-    /// The newest probe, if its reply should have come.
-    fn unanswered(&self, now: Instant) -> Option<Asked> {
-        let late = self.patience().min(PROBE_BUSY * 9 / 10);
-        let waits = |asked: &&Asked| self.proven.is_none_or(|proven| proven < asked.at) && now >= asked.at + late;
-        self.asked.back().filter(waits).copied()
-    }
-
-    /// How long a reply may take until the path is doubted.
-    fn patience(&self) -> Duration {
-        self.estimate.patience(2, 4).clamp(PATIENCE_MIN, PATIENCE_MAX)
-    }
-
-    fn begin_burst(&mut self, now: Instant, deaf: bool) -> (bool, Option<PathEvent>) {
-        self.burst = Some(Burst { since: now, step: 0, deaf });
-        self.measure_at = now + PROBE_BUSY;
-        self.listen_at = None;
-        self.probe_at = now + BURST[1];
-        (true, None)
-    }
-
-    /// Whether we have sent and heard nothing for too long; says when to listen again.
-    fn misses_something(&mut self, now: Instant, heard_ms: Option<u64>, epoch: Epoch) -> bool {
-        let silence = self.estimate.patience(3, 4).max(SILENCE_MIN);
-        let sent = self.meter.tx_datagrams.load(Relaxed);
-        let (heard_before, sent_before) = self.listened;
-        if heard_ms != heard_before || self.listen_at.is_none() {
-            self.listened = (heard_ms, sent);
-            let quiet_at = heard_ms.map_or(now, |ms| epoch.at(ms)) + silence;
-            // Where nothing came for long, what we send from here on counts.
-            self.listen_at = Some(quiet_at.max(now + LISTEN_EVERY));
-            return false;
-        }
-        self.listen_at = Some(now + LISTEN_EVERY);
-        sent > sent_before
-    }
-
-    /// How long until it is measured again.
-    fn interval(&mut self, busy: bool, carries: bool, rng: &mut impl Rng) -> Duration {
-        if self.settling > 0 {
-            self.settling -= 1;
-            return PROBE_SETTLING.max(self.estimate.patience(1, 4));
-        }
-        match (busy, carries) {
-            (true, true) => jitter(PROBE_BUSY, rng),
-            (true, false) if self.better > 0 => PROBE_CONTENDER,
-            (true, false) if self.route.is_direct() => jitter(PROBE_STANDBY, rng),
-            _ => jitter(PROBE_IDLE, rng),
-        }
-    }
-
-    fn next_of_round(&mut self, rng: &mut impl Rng) -> Duration {
-        self.state = State::Probing;
-        self.step += 1;
-        match ROUND.get(self.step) {
-            Some(at) => *at - ROUND[self.step - 1],
-            None => {
-                let wait = ROUND_WAITS[self.round.min(ROUND_WAITS.len() - 1)];
-                (self.state, self.round, self.step) = (State::Candidate, self.round + 1, 0);
-                jitter(wait, rng)
-            }
-        }
-    }
-
-    fn ask(&mut self, now: Instant, rng: &mut impl Rng) -> Probe {
-        self.sequence += 1;
-        let challenge = rng.next_u64();
-        if self.asked.len() >= ASKED_MAX {
-            self.asked.pop_front();
-        }
-        self.meter.sent(1, 0);
-        let sent = self.meter.tx_datagrams.load(Relaxed);
-        self.asked.push_back(Asked { sequence: self.sequence, challenge, at: now, sent });
-        Probe { route: self.route, sequence: self.sequence, challenge, path: self.number }
-    }
-}
-
-/// Ten percent either way, so that nodes do not march in step.
-fn jitter(wait: Duration, rng: &mut impl Rng) -> Duration {
-    wait.mul_f64(0.9 + 0.2 * f64::from(rng.next_u32()) / f64::from(u32::MAX))
-}
-
 #[cfg(test)]
 mod tests {
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
+    use super::life::SILENCE_MIN;
     use super::*;
     use crate::ids::{ChannelToken, Endpoint};
 
@@ -1215,6 +846,27 @@ mod tests {
         world.answer(direct(7), None);
         world.run(Duration::from_secs(200));
         assert!(world.paths.get(&direct(7)).is_none(), "nobody announces it");
+    }
+
+    #[test]
+    fn an_unused_peer_that_dies_is_lost_in_half_a_minute_whatever_stood_by() {
+        let mut world = two(20, (relay(), 40));
+        world.flows = (false, false);
+        // Somewhere between two questions to each.
+        world.run(Duration::from_secs(47));
+        let killed = world.now;
+        [direct(1), relay()].into_iter().for_each(|route| world.answer(route, None));
+        while !world.paths.is_lost() {
+            world.run(Duration::from_millis(100));
+        }
+        println!("an unused peer is lost {:?} after it died", world.now - killed);
+        assert!(world.now - killed <= Duration::from_secs(32));
+        world.answer(relay(), Some(40));
+        let mended = world.now;
+        while world.paths.is_lost() {
+            world.run(Duration::from_millis(100));
+        }
+        assert!(world.now - mended <= Duration::from_secs(62), "it is asked on, ever more seldom");
     }
 
     #[test]
