@@ -115,6 +115,11 @@ impl Outcome {
         self.arrived.iter().filter(|(_, at)| time.contains(at)).count()
     }
 
+    /// How many packets were sent in a time.
+    pub fn departures(&self, time: Range<Instant>) -> usize {
+        self.sent.iter().filter(|at| time.contains(at)).count()
+    }
+
     /// Packets that came in a time, after one that was sent later.
     pub fn reordered(&self, time: Range<Instant>) -> usize {
         let mut highest = 0;
