@@ -165,7 +165,7 @@ impl ServerLink {
                 Output::Detached => {
                     changed = true;
                     self.casts.place.cast(ServerPlace(None));
-                    let text = "the server does not answer; known peers stay reachable".into();
+                    let text = "the server does not answer; what is direct goes on without it".into();
                     self.shared.events.say_limited("silences of the server", text, now);
                 }
                 Output::Connect(wanted) => {

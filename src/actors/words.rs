@@ -20,7 +20,7 @@ use super::why::Surroundings;
 use crate::ids::Route;
 use crate::messages::peer_table::AskPeer;
 use crate::proto::asking::{Answer, Question};
-use crate::proto::peers::PeerDescription;
+use crate::proto::peers::{PeerDescription, PeerState};
 
 /// The longest that one ping may wait for its answer.
 const PING_MAX: Duration = Duration::from_secs(4);
@@ -204,6 +204,9 @@ fn unanswered(answer: &Answer, peer: &PeerDescription) -> (&'static str, String)
         Answer::TooMany => ("too-many", "too many questions wait already".into()),
         Answer::NoSession | Answer::Silence | Answer::Pong { .. } | Answer::Why(_) if !peer.online => {
             ("offline", format!("{name} is not connected to the server: it is off, or has no network"))
+        }
+        _ if peer.state == PeerState::Lost => {
+            ("silence", format!("{name} answers by no way any more; `eps-actor why {name}` says more"))
         }
         Answer::NoSession => ("no-session", format!("no session with {name} could be made in time")),
         Answer::Silence | Answer::Pong { .. } | Answer::Why(_) => ("silence", format!("{name} did not answer in time")),

@@ -300,7 +300,8 @@ pub(super) fn print_lines<T: AsRef<str>>(
 /// What is not as it should be at a client, in sentences.
 fn client_notes(status: &ClientStatus) -> Vec<String> {
     let mut notes = Vec::new();
-    let known = if status.peers.is_empty() { "" } else { "; peers stay reachable" };
+    let goes_on = status.peers.iter().any(|peer| peer.state == "direct");
+    let known = if goes_on { "; direct paths go on without it" } else { "" };
     match (status.server.connected, status.server.last_contact_seconds) {
         (true, _) => {}
         (false, Some(seconds)) => notes.push(format!("not connected to the server for {}{known}", Seconds(seconds))),
@@ -444,6 +445,7 @@ lately:
         let mut reply = client();
         reply["server"]["connected"] = json!(false);
         reply["server"]["last_contact_seconds"] = json!(12.2);
+        assert!(printed(&reply).contains("\n  not connected to the server for 12 s; direct paths go on without it\n"));
         reply["peers"][0]["state"] = json!("relay");
         reply["peers"][1]["state"] = json!("searching");
         let mut gone = reply["peers"][1].clone();
@@ -454,7 +456,7 @@ lately:
         let text = printed(&reply);
         assert!(
             text.ends_with(
-                "\nhealth:\n  not connected to the server for 12 s; peers stay reachable\n  \
+                "\nhealth:\n  not connected to the server for 12 s\n  \
                  no path yet to printer\n  \
                  answered before, and does by no way any more: attic (`eps-actor why NAME` says more)\n  \
                  reached through the server, not directly: nas\n  \

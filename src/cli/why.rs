@@ -66,8 +66,13 @@ fn print_side(name: &str, side: &Value, out: &mut dyn Write) -> io::Result<()> {
         (false, false) => "no route",
     };
     parts.push(families.to_owned());
-    parts
-        .push(if side["connected"] == true { "connected to the server" } else { "not connected to the server" }.into());
+    let silent = side["udp_answered"] != true && side["by_tcp"] != true;
+    let server = match (side["connected"] == true, silent) {
+        (true, false) => "connected to the server",
+        (true, true) => "connected to the server, which does not answer at this moment",
+        (false, _) => "not connected to the server",
+    };
+    parts.push(server.to_owned());
     if side["by_tcp"] == true {
         parts.push("by TCP".into());
     }
@@ -109,7 +114,7 @@ mod tests {
         let side = |nat: &str| {
             json!({
                 "nat": nat, "observed": "203.0.113.1:7", "ipv4": true, "ipv6": false, "connected": true, "by_tcp": false,
-                "direct": true,
+                "udp_answered": true, "direct": true,
                 "tries": [{"address": "192.0.2.1:5", "kind": "observed", "sent": 7, "answered": 0, "arrived": 1,
                            "error": "Network is unreachable (os error 101)"}],
             })

@@ -259,6 +259,8 @@ struct Peer {
     probing: bool,
     /// No path has answered since then. Ended by what comes from the peer, not by a new channel at the server.
     lost: Option<Instant>,
+    /// The path in use as it was last told to people.
+    told: Option<Route>,
     said_candidates: u32,
     /// Sightings that may be taken up, and since when that is counted.
     sightings: (u32, Instant),
@@ -1118,13 +1120,26 @@ impl Peers {
         }
         self.replan(idx);
         if before != after {
-            let peer = self.name(idx);
-            self.event(Event::PathChanged { peer, to: after });
             self.outputs.push_back(Output::Changed);
             self.outputs.push_back(Output::Ready(idx));
         }
         self.note_loss(idx, now);
+        self.tell_path(idx);
         self.reschedule(idx);
+    }
+
+    /// Tells the path in use, where it is another one than was told last. What frames go by for want of a better one is not
+    /// worth a word.
+    fn tell_path(&mut self, idx: PeerIdx) {
+        let Some(peer) = self.peers.get_mut(&idx) else { return };
+        let active = peer.paths.active();
+        let state = active.and_then(|route| peer.paths.get(&route)).map(|path| path.state);
+        let works = active.is_none() || state == Some(State::Valid);
+        if works && peer.lost.is_none() && peer.told != active {
+            peer.told = active;
+            let peer = self.name(idx);
+            self.event(Event::PathChanged { peer, to: active });
+        }
     }
 
     /// Notes that a peer answers by no way any more, or that it does again. That the server has a channel to it is no
@@ -1133,25 +1148,19 @@ impl Peers {
         let epoch = self.epoch;
         let Some(peer) = self.peers.get_mut(&idx) else { return };
         let lost = peer.link.session().is_some() && peer.paths.is_lost();
-        let route = peer.paths.active();
         let heard = peer.link.meter().heard_ms().map(|ms| epoch.at(ms));
-        let event = match peer.lost {
+        match peer.lost {
             None if lost => {
-                peer.lost = Some(now);
-                Event::Lost { peer: self.name(idx) }
+                (peer.lost, peer.told) = (Some(now), None);
+                let peer = self.name(idx);
+                self.event(Event::Lost { peer });
             }
-            Some(_) if peer.link.session().is_none() => {
+            Some(since) if peer.link.session().is_none() || (!lost && heard.is_some_and(|heard| heard >= since)) => {
                 peer.lost = None;
-                self.outputs.push_back(Output::Changed);
-                return;
-            }
-            Some(since) if !lost && heard.is_some_and(|heard| heard >= since) => {
-                peer.lost = None;
-                Event::PathChanged { peer: self.name(idx), to: route }
+                self.tell_path(idx);
             }
             None | Some(_) => return,
-        };
-        self.event(event);
+        }
         self.outputs.push_back(Output::Changed);
     }
 
@@ -1429,6 +1438,7 @@ impl Peers {
             answered: (now, 0),
             probing: false,
             lost: None,
+            told: None,
             said_candidates: 0,
             sightings: (SIGHTINGS_MAX, now),
             way: PeerWay::new(super::neighbours::node_hash(self.node.network.tag(), &key.node_id())),
@@ -1444,7 +1454,7 @@ impl Peers {
         if let Some(peer) = self.peers.get_mut(&idx) {
             peer.link.close();
             peer.paths.clear();
-            (peer.plan, peer.lost) = (None, None);
+            (peer.plan, peer.lost, peer.told) = (None, None, None);
             (peer.channel, peer.lookup, peer.probing) = (None, None, false);
             self.mtus.forget(idx);
             self.outputs.push_back(Output::Changed);

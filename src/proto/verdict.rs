@@ -129,6 +129,8 @@ pub enum Verdict {
     Lost {
         heard: Option<Duration>,
     },
+    /// It is heard, and answers nothing: what is sent to it does not arrive.
+    Unheard,
     DirectOff(End),
     Overlap(Overlap),
     NoCommonFamily {
@@ -202,6 +204,7 @@ pub fn judge(facts: &Facts) -> Verdict {
         return Verdict::NoDevice;
     }
     match facts.way.filter(|_| !facts.is_silent()) {
+        Some(Way::Direct(_)) if facts.theirs == Account::Silent => Verdict::Unheard,
         Some(Way::Direct(to)) => Verdict::Direct { to, srtt: facts.srtt },
         Some(Way::Relay) => relayed(facts),
         None => unconnected(facts),
@@ -367,6 +370,7 @@ impl Verdict {
             Self::Idle => "idle",
             Self::Unanswered => "unanswered",
             Self::Lost { .. } => "lost",
+            Self::Unheard => "unheard",
             Self::DirectOff(End::Ours) => "direct-off-here",
             Self::DirectOff(End::Theirs) => "direct-off-there",
             Self::Overlap(_) => "overlap",
@@ -430,6 +434,9 @@ impl Verdict {
                 };
                 format!("{what}, neither directly nor by the relay: it stopped, or has lost its network")
             }
+            Self::Unheard => format!(
+                "{peer} is heard here, and answers nothing that it is asked: what this machine sends is lost on the way"
+            ),
             Self::DirectOff(End::Ours) => "this machine's configuration has direct: false".into(),
             Self::DirectOff(End::Theirs) => format!("{peer}'s configuration has direct: false"),
             Self::Overlap(Overlap { network, local, device }) => format!(
@@ -516,6 +523,9 @@ impl Verdict {
             Self::Idle => format!("`eps-actor ping {peer}` makes a path"),
             Self::Unanswered => format!("look into {peer}'s log; restarting its client makes new sessions"),
             Self::Lost { .. } => format!("look after {peer}: whether it is on, has a network, and its client runs"),
+            Self::Unheard => {
+                format!("let UDP of the client out in this machine's firewall, and in at {peer}'s; then ask again")
+            }
             Self::DirectOff(End::Ours) => "set direct: true here".into(),
             Self::DirectOff(End::Theirs) => format!("set direct: true at {peer}"),
             Self::Overlap(Overlap { device, .. }) => {
@@ -760,6 +770,14 @@ mod tests {
                     f.heard = Some(Duration::from_secs(9));
                 },
                 "lost",
+            ),
+            case(
+                "it is heard on a direct path, and hears nothing",
+                |f, _| {
+                    (f.way, f.theirs) = (Some(Way::Direct(addr(2))), Account::Silent);
+                    f.heard = Some(Duration::from_millis(200));
+                },
+                "unheard",
             ),
             case(
                 "killed, and all paths are dead",

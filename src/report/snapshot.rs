@@ -409,7 +409,7 @@ fn client(shared: &ClientShared, now: Instant) -> ClientPart {
         },
         server: ServerContact {
             connected: server.attached,
-            endpoint: server.endpoint.map(|endpoint| endpoint.to_string()),
+            endpoint: server.endpoint.or(server.endpoints.first().copied()).map(|endpoint| endpoint.to_string()),
             last_contact_seconds: heard.map(seconds),
             map_version: shared.map_version.load(Relaxed),
             network: pinned.map(|pinned| pinned.network.to_string()),
@@ -467,7 +467,9 @@ fn peer_part(shared: &ClientShared, peer: &PeerDescription, now: Instant) -> Pee
 fn path_part(shared: &ClientShared, path: &PathDescription, now: Instant) -> PeerPath {
     let endpoint = path.route.endpoint;
     let heard = path.meter.heard_ms().map(|ms| shared.views.epoch.at(ms));
-    let proof = heard.into_iter().chain(path.proven).max();
+    // A relay counts as proven from the start, by the server's word alone; that is nothing to show.
+    let answered = path.route.is_direct() || path.srtt.is_some();
+    let proof = heard.into_iter().chain(path.proven).max().filter(|_| answered);
     PeerPath {
         kind: match (path.route.is_direct(), endpoint.uplink) {
             (true, _) => "direct",

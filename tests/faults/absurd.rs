@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use eps_actor::cli::demo::scene::Scene;
+use eps_actor::cli::demo::scene::{Reached, Scene};
 use eps_actor::io::netns::{Netns, can_make_networks};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -130,6 +130,10 @@ fn f_26_over_an_absurd_link_a_client_joins_and_answers_in_a_minute_and_its_sessi
         always &= status.peer("ada").is_some_and(|peer| peer.session_age_seconds.is_some());
         asked += 1;
         replies += u32::from(ping().is_some());
+        // Everything has to cross the link: nobody goes around it.
+        for (node, peer) in [(ada, "cleo"), (cleo, "ada")] {
+            assert!(!matches!(node.path_to(peer), Ok(Reached::Direct(_))), "{}", node.name);
+        }
     }
     let dropped = counter(cleo, "connections_dropped") - dropped;
     println!(

@@ -172,7 +172,7 @@ fn meet(from: &Node, to: &Node) {
 }
 
 #[test]
-fn why_has_the_right_verdict_for_each_of_fifteen_set_ups() {
+fn why_has_the_right_verdict_for_each_of_sixteen_set_ups() {
     if !can_make_networks() || !has_program("iptables") {
         return;
     }
@@ -185,7 +185,12 @@ fn why_has_the_right_verdict_for_each_of_fifteen_set_ups() {
     let hana = homes[0].client(&world, "hana");
     let hugo = homes[1].client(&world, "hugo");
     let [rita, rolf] = ["rita", "rolf"].map(|name| homes[2].client(&world, name));
-    let all = [&ada, &bob, &dora, &finn, &gina, &uma, &hana, &hugo, &rita, &rolf];
+    // A Wi-Fi that keeps its machines apart.
+    let [iris, ivan] = ["iris", "ivan"].map(|name| homes[2].client(&world, name));
+    for client in [&iris, &ivan] {
+        run_in(&client.ns, "iptables -A INPUT -i eth0 -s 192.168.7.0/24 -j DROP");
+    }
+    let all = [&ada, &bob, &dora, &finn, &gina, &uma, &hana, &hugo, &rita, &rolf, &iris, &ivan];
     for client in all {
         client.ns.sysctl("ipv6/conf/default/disable_ipv6", "1").expect("a setting");
         let more: &[&str] = match client.name.as_str() {
@@ -210,9 +215,16 @@ fn why_has_the_right_verdict_for_each_of_fifteen_set_ups() {
 
     let mut wrong = Vec::new();
     verdict(&mut wrong, &ada, "bob", "idle");
-    for (from, to) in
-        [(&ada, &bob), (&hana, &hugo), (&hana, &rita), (&dora, &ada), (&ada, &finn), (&gina, &finn), (&rita, &rolf)]
-    {
+    for (from, to) in [
+        (&ada, &bob),
+        (&hana, &hugo),
+        (&hana, &rita),
+        (&dora, &ada),
+        (&ada, &finn),
+        (&gina, &finn),
+        (&rita, &rolf),
+        (&iris, &ivan),
+    ] {
         meet(from, to);
     }
     let reply = verdict(&mut wrong, &ada, "bob", "direct");
@@ -230,6 +242,7 @@ fn why_has_the_right_verdict_for_each_of_fifteen_set_ups() {
         (&finn, "ada", "inbound-filtered-here"),
         (&gina, "finn", "filtered-between"),
         (&rita, "rolf", "no-hairpin"),
+        (&iris, "ivan", "isolated"),
     ] {
         verdict(&mut wrong, from, to, expected);
     }
