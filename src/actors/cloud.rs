@@ -223,12 +223,11 @@ impl Cloud {
     /// Follows the machine's addresses.
     fn watch(&mut self) {
         let (tell, slot) = (self.casts.local.clone(), self.shared.slot.clone());
-        let mut network = Following::begin();
+        let mut network = Following::begin(SETTLE);
         self.tasks.push(smol::spawn(async move {
             loop {
                 let netlink = network.changed().await;
                 network.looked(local(&netlink, &slot).await.map(|found| tell.cast(found)));
-                smol::Timer::after(SETTLE).await;
             }
         }));
     }

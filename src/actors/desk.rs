@@ -11,12 +11,12 @@ type Work = Box<dyn FnOnce() + Send>;
 ///
 /// With its owner goes what has not been begun.
 #[derive(Default)]
-pub struct Desk {
+pub struct WriteDesk {
     waiting: Arc<Mutex<Option<Work>>>,
     task: Option<Task<()>>,
 }
 
-impl Desk {
+impl WriteDesk {
     pub fn put(&mut self, work: impl FnOnce() + Send + 'static) {
         let before = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).replace(Box::new(work));
         if before.is_some() {
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_slow_disk_holds_nobody_up_and_gets_the_first_and_the_last_of_what_came() {
-        let (mut desk, done) = (Desk::default(), Arc::new(Mutex::new(Vec::new())));
+        let (mut desk, done) = (WriteDesk::default(), Arc::new(Mutex::new(Vec::new())));
         let (begun, has_begun) = mpsc::channel();
         let (go_on, wait) = mpsc::channel::<()>();
         let noted = done.clone();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use xtra::{Actor, Mailbox};
 
 use super::client::ClientShared;
-use super::desk::Desk;
+use super::desk::WriteDesk;
 use super::ext::{Service, StopReason};
 use crate::io::files::{FileError, edit};
 use crate::proto::hosts::{Entry, with_block, without_block};
@@ -30,7 +30,7 @@ pub struct Names {
     shared: Arc<ClientShared>,
     at: Instant,
     /// Reading and writing waits for the disk.
-    desk: Desk,
+    desk: WriteDesk,
     book: Arc<Mutex<Book>>,
 }
 
@@ -49,7 +49,7 @@ impl Names {
     pub fn new(shared: Arc<ClientShared>) -> Self {
         let left_out = BTreeSet::new();
         let book = Book { shared: shared.clone(), is_swept: false, written: None, left_out, trouble: None };
-        Self { shared, at: Instant::now(), desk: Desk::default(), book: Arc::new(Mutex::new(book)) }
+        Self { shared, at: Instant::now(), desk: WriteDesk::default(), book: Arc::new(Mutex::new(book)) }
     }
 
     fn entries(&self) -> BTreeSet<Entry> {
@@ -111,9 +111,16 @@ impl Book {
         self.trouble = trouble;
     }
 
+    /// Whether there is nothing to do.
+    fn is_kept(&self, entries: &BTreeSet<Entry>, now: Instant) -> bool {
+        match &self.written {
+            Some((old, at)) => old == entries && now < *at + CHECK,
+            None => entries.is_empty(),
+        }
+    }
+
     fn write(&mut self, file: &Path, entries: BTreeSet<Entry>, now: Instant) -> Result<(), FileError> {
-        let same = self.written.as_ref().is_some_and(|(old, at)| *old == entries && now < *at + CHECK);
-        if same || self.written.is_none() && entries.is_empty() {
+        if self.is_kept(&entries, now) {
             return Ok(());
         }
         // The note first: a crash in between leaves a note about nothing, and never a block that nobody knows of.
@@ -167,6 +174,9 @@ impl Service for Names {
     fn on_timeout(&mut self, now: Instant) {
         self.at = now + LOOK;
         let entries = self.entries();
-        self.put(move |book| book.keep(entries, now));
+        // Most of the time there is nothing to wait for the disk for.
+        if !self.book.try_lock().is_ok_and(|book| book.is_kept(&entries, now)) {
+            self.put(move |book| book.keep(entries, now));
+        }
     }
 }

@@ -53,12 +53,11 @@ impl Neighbours {
     /// Follows the machine's addresses; what it finds comes back as a message.
     fn watch(&mut self) {
         let (tell, shared) = (self.casts.own.0.clone(), self.shared.clone());
-        let mut network = Following::begin();
+        let mut network = Following::begin(SETTLE);
         self.watch = Some(smol::spawn(async move {
             loop {
                 let netlink = network.changed().await;
                 network.looked(look(&netlink, &shared).await.map(|places| tell.cast(Interfaces(places))));
-                smol::Timer::after(SETTLE).await;
             }
         }));
     }

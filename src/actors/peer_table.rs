@@ -14,6 +14,7 @@ use xtra::{Actor, Context, Handler};
 
 use super::client::{ClientShared, Ending, MAP_FILE, SavedNetwork, seed};
 use super::datapath::{count_handshake, send_staged};
+use super::desk::WriteDesk;
 use super::ext::{Caster, Service, StopReason};
 use super::uplink_keeper::local;
 use super::why::surroundings;
@@ -86,7 +87,7 @@ pub struct PeerTable {
     /// Sockets that holes were kept with, and when a path last used them.
     punched: BTreeMap<UplinkId, Instant>,
     punching: Option<smol::Task<()>>,
-    saving: Option<smol::Task<()>>,
+    desk: WriteDesk,
     /// Peers' questions whose answers are being found out.
     explaining: BTreeSet<(PeerIdx, u64)>,
     looking: Vec<smol::Task<()>>,
@@ -112,7 +113,7 @@ impl PeerTable {
             stats_at: now + REFRESH,
             punched,
             punching: None,
-            saving: None,
+            desk: WriteDesk::default(),
             explaining: BTreeSet::new(),
             looking: Vec::new(),
             goodbye: false,
@@ -339,11 +340,11 @@ impl PeerTable {
         let Some(core) = &self.core else { return };
         let bytes = core.save();
         let shared = self.shared.clone();
-        self.saving = Some(smol::unblock(move || {
+        self.desk.put(move || {
             if let Err(error) = shared.state.write_atomic(MAP_FILE, &bytes) {
                 say_unsaved(&error);
             }
-        }));
+        });
     }
 
     fn tell(&self, event: &Event, now: Instant) {
@@ -439,15 +440,13 @@ impl Actor for PeerTable {
 
     async fn stopped(mut self) -> StopReason {
         if self.goodbye {
-            if let Some(core) = &mut self.core {
-                core.goodbye();
-                // Who gave its lease back keeps no map.
-                let left = matches!(SavedNetwork::load(&self.shared.state), Ok(None));
-                if !left && let Err(error) = self.shared.state.write_atomic(MAP_FILE, &core.save()) {
-                    say_unsaved(&error);
-                }
-            }
+            self.core.iter_mut().for_each(Peers::goodbye);
             self.drain(Instant::now());
+            // Who gave its lease back keeps no map.
+            if !matches!(SavedNetwork::load(&self.shared.state), Ok(None)) {
+                self.save();
+            }
+            self.desk.cleared().await;
         }
         StopReason::Requested
     }

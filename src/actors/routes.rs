@@ -15,7 +15,7 @@ use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::changes::{ALL, Changes, Setting};
 use super::client::ClientShared;
-use super::desk::Desk;
+use super::desk::WriteDesk;
 use super::ext::{Caster, Service, StopReason};
 use crate::io::follow::Following;
 use crate::io::netlink::{Netlink, NetlinkError, RouteEntry};
@@ -85,7 +85,7 @@ pub struct Routes {
     /// The last trouble of each kind that was told.
     told: BTreeMap<&'static str, String>,
     tasks: Vec<smol::Task<()>>,
-    desk: Desk,
+    desk: WriteDesk,
     ending: bool,
 }
 
@@ -109,7 +109,7 @@ impl Routes {
             said_exit: Exit::Off,
             told: BTreeMap::new(),
             tasks: Vec::new(),
-            desk: Desk::default(),
+            desk: WriteDesk::default(),
             ending: false,
         }
     }
@@ -130,11 +130,10 @@ impl Routes {
             }
         }));
         let look = self.look.clone();
-        let mut network = Following::begin();
+        let mut network = Following::begin(SETTLE);
         self.tasks.push(smol::spawn(async move {
             loop {
                 network.changed().await;
-                smol::Timer::after(SETTLE).await;
                 network.looked(Ok(look.cast(Look { changed: true })));
             }
         }));
@@ -585,6 +584,7 @@ impl Actor for Routes {
                 log::warn!("what is changed for routes cannot be written down: {error}");
             }
         }
+        self.desk.cleared().await;
         StopReason::Requested
     }
 }

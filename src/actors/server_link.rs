@@ -13,7 +13,7 @@ use xtra::{Actor, Context, Handler, Mailbox};
 
 use super::client::{ClientShared, Ending, SavedNetwork, seed};
 use super::datapath::count_handshake;
-use super::desk::Desk;
+use super::desk::WriteDesk;
 use super::ext::{Caster, Service, StopReason};
 use super::lookups::Lookups;
 use super::routes::own_offer;
@@ -88,7 +88,7 @@ pub struct ServerLink {
     attached_once: bool,
     /// As it is on disk, or will be in a moment.
     saved: Option<SavedNetwork>,
-    desk: Desk,
+    desk: WriteDesk,
     /// The addresses of our interfaces.
     hosts: Vec<Candidate>,
     goodbye: bool,
@@ -141,7 +141,7 @@ impl ServerLink {
             tasks: Vec::new(),
             attached_once: false,
             saved,
-            desk: Desk::default(),
+            desk: WriteDesk::default(),
             hosts: Vec::new(),
             goodbye: false,
         }
@@ -391,7 +391,7 @@ impl ServerLink {
     /// Follows the machine's addresses and routes; what it finds comes back as messages.
     fn watch(&mut self) {
         let (tell, changed, shared) = (self.casts.own.1.clone(), self.casts.own.2.clone(), self.shared.clone());
-        let mut network = Following::begin();
+        let mut network = Following::begin(Duration::ZERO);
         self.tasks.push(smol::spawn(async move {
             let mut last: Option<Surroundings> = None;
             let mut netlink = network.changed().await;

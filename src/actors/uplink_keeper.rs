@@ -126,14 +126,13 @@ impl Actor for UplinkKeeper {
     type Stop = StopReason;
 
     async fn started(&mut self, _: &Mailbox<Self>) -> Result<(), StopReason> {
-        let mut network = Following::begin();
+        let mut network = Following::begin(SETTLE);
         let own = self.own.clone();
         self.watch = Some(smol::spawn(async move {
             loop {
                 let netlink = network.changed().await;
                 // What cannot be read says nothing of what is there.
                 network.looked(places(&netlink).await.map(|places| own.cast(AddressesSeen(places))));
-                smol::Timer::after(SETTLE).await;
             }
         }));
         Ok(())

@@ -183,7 +183,7 @@ impl Upnp {
     /// Follows the default route; what it is comes back as a message.
     fn follow(&mut self) {
         let (tell, shared) = (self.casts.place.clone(), self.shared.clone());
-        let mut network = Following::begin();
+        let mut network = Following::begin(SETTLE);
         if !network.is_open() {
             // Nobody is to wait for a gateway meanwhile.
             tell.cast(PlaceIs(None));
@@ -192,7 +192,6 @@ impl Upnp {
             loop {
                 let netlink = network.changed().await;
                 network.looked(look(&netlink, &shared).await.map(|place| tell.cast(PlaceIs(place))));
-                Timer::after(SETTLE).await;
             }
         }));
     }

@@ -49,7 +49,7 @@ pub enum FileError {
     InUse { path: PathBuf, pid: u32 },
     #[error("{} is longer than 4 MiB and is left as it is", path.display())]
     TooLong { path: PathBuf },
-    #[error("{} holds more than {max} bytes; name the file that has the secret, and nothing else", path.display())]
+    #[error("{} is no file with a secret, which has {max} bytes at the most; name another one", path.display())]
     NoSecret { path: PathBuf, max: u64 },
     #[error("{name:?} is no plain file name")]
     BadName { name: String },
@@ -354,7 +354,7 @@ pub fn read_private(path: &Path, max: u64) -> Result<Zeroizing<Vec<u8>>, FileErr
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed("open", path))?;
     let metadata = file.metadata().map_err(failed("look at", path))?;
     if !metadata.is_file() && !is_pipe {
-        return Err(FileError::NotFile { path: path.to_owned() });
+        return Err(FileError::NoSecret { path: path.to_owned(), max });
     }
     let mode = metadata.mode() & 0o7777;
     if metadata.is_file() && mode & 0o077 != 0 {
@@ -433,7 +433,7 @@ mod tests {
         assert_eq!(with(0o600, &[b'x'; 100]).expect("a secret"), 100);
         assert!(with(0o640, b"x").is_err_and(|error| error.to_string().contains("chmod 600")));
         assert!(matches!(with(0o600, &[b'x'; 101]), Err(FileError::NoSecret { max: 100, .. })));
-        assert!(matches!(read_private(place.path(), 100), Err(FileError::NotFile { .. })));
+        assert!(matches!(read_private(place.path(), 100), Err(FileError::NoSecret { .. })));
         let mut echo = Command::new("echo").arg("a word").stdout(Stdio::piped()).spawn().expect("started");
         let pipe = echo.stdout.take().expect("a pipe");
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pipe));

@@ -3,7 +3,7 @@
 //! A socket that fails is opened anew, so that nobody goes on with what was true before it failed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smol::Timer;
 
@@ -15,23 +15,18 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// A conversation about this machine's network that heals.
 pub struct Following {
     open: Option<(Arc<Netlink>, NetlinkWatch)>,
-    /// Somebody has to look although nothing may have changed.
-    due: Due,
+    /// Changes are gathered for this long before anybody looks: they come in groups.
+    gather: Duration,
+    /// When to look; `None`: after the next change.
+    look_at: Option<Instant>,
     /// A failure was told, and nothing has gone well since.
     said: bool,
 }
 
-#[derive(PartialEq, Eq)]
-enum Due {
-    AtOnce,
-    InAMoment,
-    AtAChange,
-}
-
 impl Following {
     /// Opens it in the calling thread's network namespace.
-    pub fn begin() -> Self {
-        let mut following = Self { open: None, due: Due::AtOnce, said: false };
+    pub fn begin(gather: Duration) -> Self {
+        let mut following = Self { open: None, gather, look_at: Some(Instant::now()), said: false };
         following.reopen();
         following
     }
@@ -45,22 +40,25 @@ impl Following {
     /// Several changes in a row may count as one. Safe to drop.
     pub async fn changed(&mut self) -> Arc<Netlink> {
         loop {
-            if self.open.is_none() || self.due == Due::InAMoment {
-                Timer::after(AGAIN).await;
+            if let Some(at) = self.look_at {
+                Timer::at(at).await;
                 if self.open.is_none() {
                     self.reopen();
                 }
-                self.due = Due::AtOnce;
+                if let Some((netlink, _)) = &self.open {
+                    self.look_at = None;
+                    return netlink.clone();
+                }
+                continue;
             }
-            let Some((netlink, watch)) = &self.open else { continue };
-            if self.due == Due::AtOnce {
-                self.due = Due::AtAChange;
-                return netlink.clone();
-            }
+            let Some((_, watch)) = &self.open else {
+                self.look_at = Some(Instant::now() + AGAIN);
+                continue;
+            };
             match watch.changed().await {
                 Ok(()) => {
                     self.said = false;
-                    return netlink.clone();
+                    self.look_at = Some(Instant::now() + self.gather);
                 }
                 Err(error) => self.lost(&error),
             }
@@ -72,13 +70,14 @@ impl Following {
     pub fn looked(&mut self, told: Result<bool, NetlinkError>) {
         match told {
             Ok(true) => {}
-            Ok(false) => self.due = Due::InAMoment,
+            Ok(false) => self.look_at = Some(Instant::now() + AGAIN),
             Err(error) => self.lost(&error),
         }
     }
 
     fn lost(&mut self, error: &NetlinkError) {
         self.open = None;
+        self.look_at = Some(Instant::now() + AGAIN);
         if std::mem::replace(&mut self.said, true) {
             log::debug!("this machine's networks cannot be read: {error}");
         } else {
@@ -98,7 +97,6 @@ impl Following {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
-    use std::time::Instant;
 
     use super::super::netns::{Netns, can_make_networks};
     use super::*;
@@ -125,7 +123,7 @@ mod tests {
         // Opened anew in the thread that waits, which is in the namespace.
         ns.run(|| {
             smol::block_on(async {
-                let mut following = Following::begin();
+                let mut following = Following::begin(Duration::from_millis(20));
                 assert!(waited(&mut following, limit).await.is_some(), "the first look");
                 while waited(&mut following, Duration::from_millis(100)).await.is_some() {}
                 add(1).await;

@@ -176,11 +176,14 @@ pub fn leases(server: &Node) -> Vec<[String; 4]> {
     rows
 }
 
-/// The certificate that a client has on disk.
+/// The certificate that a client has on disk, where it is a moment after the client has it.
 pub fn certificate(state: &Path) -> String {
-    let bytes = std::fs::read(state.join("network.json")).expect("network.json");
-    let saved: Value = serde_json::from_slice(&bytes).expect("JSON");
-    saved["certificate"].as_str().expect("a certificate").to_owned()
+    until(Instant::now(), SOON, "a certificate on disk", || {
+        let bytes = std::fs::read(state.join("network.json")).ok()?;
+        let saved: Value = serde_json::from_slice(&bytes).expect("JSON");
+        saved["certificate"].as_str().map(str::to_owned)
+    })
+    .0
 }
 
 /// Whether anything of the network is left in a node's namespace: a device, an address, a route.

@@ -549,11 +549,15 @@ fn grouped(bytes: &[u8], size: usize, letters: &[u8]) -> String {
     bits.chunks(size).map(letter).collect()
 }
 
-/// Rights of the certificate that a client has.
+/// Rights of the certificate that a client has on disk, where it is a moment after the client has it.
 fn rights(client: &Node) -> u8 {
     let state = StateDir::open_or_create(client.state_path()).expect("a directory");
-    let saved = SavedNetwork::load(&state).expect("readable").expect("a network");
-    Certificate::parse(&saved.lease().expect("a lease").0).expect("a certificate").rights
+    let mut lease = None;
+    until("a lease on disk", || {
+        lease = SavedNetwork::load(&state).expect("readable").and_then(|saved| saved.lease());
+        lease.is_some()
+    });
+    Certificate::parse(&lease.expect("waited for").0).expect("a certificate").rights
 }
 
 /// Starts the program with its own state and control socket, and no other option than these.
