@@ -57,7 +57,12 @@ pub fn written_to(role: Role, text: &str) -> Result<Vec<(&'static str, PathBuf)>
             ([("state", state), ("control", control)], optional)
         }
         Role::Client => {
-            let ClientConfig { state, control, scorecard, hosts, log, .. } = client("", text)?;
+            let mut problems = Vec::new();
+            let mut raw: ClientRaw = keyed(role, "", text, &mut problems)?;
+            // Where the line is has nothing to do with it, and the file may be closed to whoever asks.
+            (raw.join, raw.join_file) = (None, None);
+            let config = check::client(&raw, &host_name(), &mut problems);
+            let ClientConfig { state, control, scorecard, hosts, log, .. } = finish(config, problems)?;
             ([("state", state), ("control", control)], [("scorecard", scorecard), ("hosts", hosts), ("log", log.file)])
         }
     };
