@@ -586,7 +586,7 @@ mod tests {
             let took = start.elapsed();
             println!("100,000 grants in {network}, {order:?}: {took:?}");
             // A quarter of a second when idle; a scan would take minutes.
-            assert!(took < Duration::from_secs(5), "{took:?}");
+            assert!(took < Duration::from_secs(60), "{took:?}");
         }
     }
 
