@@ -38,6 +38,11 @@ impl WriteDesk {
         }));
     }
 
+    /// Whether all of it is done.
+    pub fn is_clear(&self) -> bool {
+        self.task.as_ref().is_none_or(Task::is_finished)
+    }
+
     /// Ends when all of it is done. Nothing is to be put here any more.
     pub fn cleared(&mut self) -> impl Future<Output = ()> + Send + use<> {
         let task = self.task.take();
@@ -72,9 +77,10 @@ mod tests {
             let noted = done.clone();
             desk.put(move || noted.lock().expect("whole").push(number));
         }
-        assert!(done.lock().expect("whole").is_empty(), "the first is still being done");
+        assert!(done.lock().expect("whole").is_empty() && !desk.is_clear(), "the first is still being done");
         go_on.send(()).expect("it waits");
         smol::block_on(desk.cleared());
+        assert!(desk.is_clear());
         assert_eq!(*done.lock().expect("whole"), [0, 1000]);
     }
 }

@@ -191,14 +191,21 @@ impl ServerLink {
                 }
                 Output::Refused(refusal) => self.refused(&refusal, now),
                 Output::Released => {
+                    // Whoever hears it removes the file of the lease, which is not to be written after that. At once where
+                    // that can be: the word that we are no member any more is on its way, and would end the node.
                     if let Some(released) = self.released.take() {
-                        // Whoever hears it removes the file of the lease.
+                        let is_clear = self.desk.is_clear();
                         let written = self.desk.cleared();
-                        self.tasks.push(smol::spawn(async move {
-                            written.await;
-                            // Nobody waits any more if this fails.
-                            let _ = released.try_send(());
-                        }));
+                        // Nobody waits any more if this fails.
+                        let tell = move || _ = released.try_send(());
+                        if is_clear {
+                            tell();
+                        } else {
+                            self.tasks.push(smol::spawn(async move {
+                                written.await;
+                                tell();
+                            }));
+                        }
                     }
                 }
             }
