@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use eps_actor::proto::peers::PeerState;
@@ -15,18 +16,27 @@ const SEEDS: u64 = 300;
 /// Who is said to be reached has given proof within this time: unused paths are asked each 20 s, and with a tenth more the
 /// questions that follow are over by then.
 const PROOF_AGE_MAX: Duration = Duration::from_secs(35);
-/// After the last repair everybody reaches everybody within this time. F-23 has 30 s; here the server may have been away
-/// as well, and one client of one network in 300 asks for it again only after 29 s.
-const REACHED_WITHIN: Duration = Duration::from_secs(36);
+/// After the last repair everybody reaches everybody within this time (F-23's figure).
+const REACHED_WITHIN: Duration = Duration::from_secs(30);
 
 #[test]
 fn three_hundred_random_networks_heal_and_keep_every_invariant() {
     let seeds = std::env::var("EPS_SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
     let start = Instant::now();
     let mut total = Figures::default();
-    for seed in 0..seeds {
-        total.add(&one(seed));
-    }
+    // A network is a thread's own, whatever runs beside it.
+    let threads = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let part = |first: u64| {
+        let mut figures = Figures::default();
+        (first..seeds).step_by(threads as usize).for_each(|seed| figures.add(&one(seed)));
+        figures
+    };
+    thread::scope(|scope| {
+        let parts: Vec<_> = (0..threads).map(|first| scope.spawn(move || part(first))).collect();
+        for figures in parts {
+            total.add(&figures.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+    });
     total.print(&format!("{seeds} seeds"), start.elapsed());
 }
 
