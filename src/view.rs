@@ -154,7 +154,7 @@ pub struct Outlet {
     pub meter: Arc<PathMeter>,
     /// Where several paths are used.
     pub plan: Option<Plan>,
-    /// What the route carries in one datagram.
+    /// What each route that frames take carries in one datagram.
     pub fit: Fit,
 }
 

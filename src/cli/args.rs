@@ -524,7 +524,7 @@ pub struct Socket {
 /// What every command has. `server` and `client` have their own `--log-level`, which is a key of the file too.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// Log error, warn, info, debug or trace and what is graver
+    /// How much to log: error (the least), warn, info, debug or trace (everything)
     #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = level, hide_default_value = false)]
     pub log_level: LevelFilter,
 }

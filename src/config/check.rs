@@ -98,7 +98,7 @@ pub fn server(raw: &ServerRaw, problems: &mut Vec<Problem>) -> Option<ServerConf
     let network = check.network(raw.network.as_ref());
     let network6 = check.network6(raw.network6.as_ref());
     let sequential = check.boolean(raw.sequential.as_ref(), "sequential", false);
-    let advertise = check.hosts(raw.advertise.as_ref(), "advertise", port.unwrap_or(super::PORT));
+    let advertise = check.hosts(raw.advertise.as_ref(), "advertise", HOST, ours(port.unwrap_or(super::PORT)));
     let open = check.boolean(raw.open.as_ref(), "open", false);
     let members = check.members(raw.members.as_ref(), network);
     let allow_routes = check.allow_routes(raw.allow_routes.as_ref());
@@ -158,7 +158,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let port = check.number(raw.port.as_ref(), "port", 1..=65535, super::PORT, "");
     let default_port = port.unwrap_or(super::PORT);
     let join = check.join(raw, default_port);
-    let servers = check.hosts(raw.server.as_ref(), "server", default_port);
+    let servers = check.hosts(raw.server.as_ref(), "server", HOST, ours(default_port));
     let listen_port = check.number(raw.listen_port.as_ref(), "listen_port", 0..=65535, 0, "; 0 chooses one");
     let name = check.name(raw.name.as_ref(), host_name);
     let device = check.device(raw.device.as_ref());
@@ -185,7 +185,7 @@ pub fn client(raw: &ClientRaw, host_name: &str, problems: &mut Vec<Problem>) -> 
     let lan_discovery = check.boolean(raw.lan_discovery.as_ref(), "lan_discovery", true);
     let cloud = check.cloud(raw.cloud.as_ref());
     let cloud_token = check.cloud_token(raw.cloud_token.as_ref());
-    let cloud_connect = check.hosts(raw.cloud_connect.as_ref(), "cloud_connect", super::cloud::CLOUD_PORT);
+    let cloud_connect = check.hosts(raw.cloud_connect.as_ref(), "cloud_connect", CLOUD_HOST, super::cloud::target);
     let [peer, mac] = [super::cloud::PEER_TIMEOUT_SECONDS, super::cloud::MAC_TIMEOUT_SECONDS];
     let cloud_peer_timeout =
         check.number(raw.cloud_peer_timeout.as_ref(), "cloud_peer_timeout", 1..=u16::MAX, peer, " (seconds)");
@@ -249,7 +249,13 @@ const NETWORK: &str = "write ADDRESS/PREFIX with a prefix from /8 to /30, like 1
 const NETWORK6: &str =
     "write auto, none or ADDRESS/PREFIX in fd00::/8 with a prefix from /48 to /96, like fd12:3456:789a::/64";
 const NAME: &str = "write 1 to 63 letters, digits, - _ or ., a letter or digit first, like printer";
+/// Reads a host of ours, where none is written with this port.
+fn ours(port: u16) -> impl Fn(&str) -> Result<HostPort, String> {
+    move |text| HostPort::parse(text, port).map_err(|reason| reason.to_string())
+}
+
 const HOST: &str = "write HOST or HOST:PORT, like vpn.example.org or [2001:db8::1]:43439";
+const CLOUD_HOST: &str = "write HOST or HOST:PORT, like cloud.example.org or [2001:db8::1]:3210";
 const JOIN: &str = "copy the whole line that the server printed, eps://… to the end";
 const MEMBER: &str = "write (name: \"printer\", address: \"192.168.43.10\", rights: [\"bridge\"])";
 
@@ -327,17 +333,23 @@ impl Check<'_> {
         Some(addresses)
     }
 
-    fn hosts(&mut self, node: Option<&Node>, key: &str, port: u16) -> Option<Vec<HostPort>> {
+    fn hosts(
+        &mut self,
+        node: Option<&Node>,
+        key: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Result<HostPort, String>,
+    ) -> Option<Vec<HostPort>> {
         let Some(node) = node else { return Some(Vec::new()) };
         let mut seen: Vec<HostPort> = Vec::new();
-        let hosts = self.list(node, key, HOST, |check, node, key| {
-            let text = check.text(node, key, HOST)?;
-            let host = match HostPort::parse(text, port) {
+        let hosts = self.list(node, key, expected, |check, node, key| {
+            let text = check.text(node, key, expected)?;
+            let host = match parse(text) {
                 Ok(host) => host,
-                Err(reason) => return check.refuse(node, key, &format!("is not a host: {reason}"), HOST),
+                Err(reason) => return check.refuse(node, key, &format!("is not a host: {reason}"), expected),
             };
             if host.ip().is_some_and(|ip| ip.is_unspecified() || ip.is_multicast()) {
-                return check.refuse(node, key, "is an address nobody can dial", HOST);
+                return check.refuse(node, key, "is an address nobody can dial", expected);
             }
             if seen.contains(&host) {
                 return check.refuse(node, key, "is written twice", "keep one");
@@ -1165,6 +1177,10 @@ pub(super) mod tests {
         let says = |text: &str| client_says(text, none());
         assert!(says(r#"(cloud: "0.0.0.0:3210")"#)[0].contains("has no cloud_token beside it"));
         assert!(says(r#"(cloud_token: "134")"#)[0].contains("cloud_token: does nothing without `cloud`"));
+        let said =
+            says(r#"(cloud: "0.0.0.0:1", cloud_token: "1", cloud_connect: ["a:b:c", "[fe80::1]:5"])"#).join("\n");
+        assert!(said.contains("[2001:db8::1]:3210") && !said.contains("43439"), "{said}");
+        assert!(said.contains("link-local"), "as behind -c: {said}");
         assert!(says(r#"(cloud_connect: ["a.example"])"#)[0].contains("cloud_connect: does nothing without `cloud`"));
         assert!(
             says(r#"(cloud: "0.0.0.0:3210", cloud_token: "1", cloud_peer_timeout: 0)"#)[0].contains("out of range")

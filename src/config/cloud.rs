@@ -55,7 +55,7 @@ pub struct CloudOptions {
     /// Only print error messages
     #[arg(short, long, conflicts_with = "log_level")]
     pub quiet: bool,
-    /// Log error, warn, info, debug or trace and what is graver [default: info]
+    /// How much to log: error (the least), warn, info, debug or trace (everything) [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<LevelFilter>,
     /// Control socket [default: /run/eps-actor/cloud.sock, or cloud-DEVICE.sock where another cloud has that]

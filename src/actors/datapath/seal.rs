@@ -135,8 +135,7 @@ impl<'a> Load<'a> {
     }
 }
 
-/// An outlet, and which of its routes a frame takes. What fits is known of the usual one; where another carries less, IP
-/// cuts the datagram.
+/// An outlet, and which of its routes a frame takes. What fits the outlet fits each of them.
 #[derive(Clone, Copy)]
 pub(super) struct Lane<'a> {
     pub(super) outlet: &'a Outlet,
